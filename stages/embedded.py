@@ -1,0 +1,91 @@
+"""Build the embedded base from the repository's own text (frozen in dvc.yaml; `make embedded` runs it).
+
+    python stages/embedded.py
+
+Reads data/embedded; checks that it shares no text with what is measured; writes models/embedded.
+Interrupted, it goes on from its last checkpoint.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from router.agents import load_agents
+from router.checkpoints import load_state, save_state
+from router.embedded.corpus import Corpus, check_apart, load_corpus
+from router.embedded.pretraining import episodes, learning_rate, new_model, new_optimizer, save, train_step
+from router.embedded.tokenizer import train_tokenizer
+from router.errors import run
+from router.examples import read_bank, read_out_of_scope
+from router.params import Params, load_params
+
+CORPUS = "data/embedded"
+OUTPUT = Path("models/embedded")
+CHECKPOINT_EVERY = 100
+"""Steps between two checkpoints."""
+
+
+def tokenizer_texts(corpus: Corpus) -> list[str]:
+    """What the tokenizer learns its word parts from: every utterance, also in lower case, and every declaration."""
+    texts = []
+    for tool in corpus.tools:
+        texts += [tool.agent.name, tool.agent.description]
+        for name, parameter in tool.agent.parameters.items():
+            texts += [name, parameter.description, *parameter.enum]
+        for utterance in tool.utterances:
+            texts += [utterance.text, utterance.text.lower()]
+    for desk in corpus.desks.values():
+        texts += [*desk.names, *desk.descriptions]
+    return texts
+
+
+def measured_texts(params: Params) -> list[str]:
+    """Every text that the base is measured on."""
+    bank = read_bank("data/bank", load_agents(params.agents))
+    out_of_scope = [*read_out_of_scope("data/out_of_scope.yaml"), *read_out_of_scope("data/negatives.yaml")]
+    return [example.query for example in [*bank, *out_of_scope]]
+
+
+def checkpoint_folder(params: Params) -> Path:
+    """Checkpoints belong to one text and one set of parameters: another gets another folder."""
+    digest = hashlib.sha256(repr((params.embedded, params.seed)).encode())
+    for path in sorted(Path(CORPUS).glob("*.yaml")) + sorted(Path("router/embedded").glob("*.py")):
+        digest.update(path.read_bytes())
+    return Path(".checkpoints") / f"embedded-{digest.hexdigest()[:16]}"
+
+
+def main() -> None:
+    params = load_params()
+    embedded = params.embedded
+    corpus = load_corpus(CORPUS)
+    check_apart(corpus, measured_texts(params), [agent.name for agent in load_agents(params.agents)])
+    utterances = sum(len(tool.utterances) for tool in corpus.tools)
+    print(f"{len(corpus.tools)} tools, {utterances} utterances, {len({tool.domain for tool in corpus.tools})} domains")
+
+    tokenizer = train_tokenizer(tokenizer_texts(corpus), embedded.vocabulary)
+    torch.manual_seed(params.seed)
+    model = new_model(tokenizer, embedded)
+    optimizer = new_optimizer(model, embedded.lr)
+    print(f"{sum(weights.numel() for weights in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+
+    folder = checkpoint_folder(params)
+    start = load_state(folder, model, optimizer)
+    model.train()
+    source = episodes(corpus, params.seed, first_step=start)
+    progress = tqdm(range(start, embedded.steps), initial=start, total=embedded.steps, unit="step", smoothing=0.05)
+    average = None
+    for step in progress:
+        loss = train_step(model, optimizer, tokenizer, source, learning_rate(step, embedded.steps, embedded.lr))
+        average = loss if average is None else 0.98 * average + 0.02 * loss
+        progress.set_postfix(loss=f"{average:.3f}")
+        if (step + 1) % CHECKPOINT_EVERY == 0:
+            save_state(folder, model, optimizer, step + 1)
+    save(model, tokenizer, OUTPUT)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run(main)
