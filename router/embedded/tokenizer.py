@@ -23,8 +23,8 @@ UNKNOWN = "<unk>"
 SPECIAL = {PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN, START_RESPONSE}
 BLANK = "▁"
 FORMAT = (
-    "developer user model declaration:call{description:,parameters:{properties:{type:{description:,enum:[STRING],type:},"
-    "items:{type:INTEGER},properties:BOOLEAN,nested:{type:NUMBER ARRAY}},required:[,],type:OBJECT}}"
+    "developer user model declaration:call{description:,parameters:{properties:{type:{description:,enum:[STRING],"
+    "type:},items:{type:INTEGER},properties:BOOLEAN,nested:{type:NUMBER ARRAY}},required:[,],type:OBJECT}}"
 )
 """The fixed words of prompts, which stand in every one: each should be one token."""
 
