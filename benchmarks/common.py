@@ -39,7 +39,8 @@ EXAMPLES = 64
 class Setting:
     """A shape and what it is asked: all that a benchmark needs but the weights."""
 
-    config: Gemma3TextConfig
+    config: Any
+    """Gemma3TextConfig, whose annotations let every number be None."""
     tokenizer: PreTrainedTokenizerBase
     agents: list[Agent]
     encoder: Encoder
@@ -48,7 +49,9 @@ class Setting:
 
     def new_model(self, dtype: torch.dtype) -> Gemma3ForCausalLM:
         torch.manual_seed(0)
-        return Gemma3ForCausalLM(self.config).to(DEVICE, dtype)
+        model = Gemma3ForCausalLM(self.config)
+        torch.nn.Module.to(model, DEVICE, dtype)
+        return model
 
     def trunk_parameters(self) -> int:
         """Weights that every token meets: all but the embedding, which is also the head."""

@@ -11,7 +11,7 @@ label stands, at the 300 tokens of the calls.
 
     trl-full         SFTTrainer, loss on the whole sequence, 4 x 3 examples: the usual settings
     trl-completion   the same with loss on the call only
-    ours             SharedTrainer as stages/train.py configures it: loss on the call only, one packed row of 12
+    ours             as stages/train.py configures it: loss on the call only, one packed row of 12
 
 Every variant runs in a process of its own, so that its peak memory is its own, and they take turns. bf16 and fp16 mean
 autocast: weights and optimizer stay in fp32. Gradient checkpointing is off everywhere. The floor is the multiply-adds
@@ -30,10 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from tqdm import tqdm
-from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a script
@@ -54,22 +52,22 @@ from benchmarks.common import (
 )
 from router.errors import InputError, run
 from router.params import load_params
-from router.prefix_sharing import IGNORED, collate_sharing_prefix
-from router.training import PlainTrainer, SharedTrainer, features
-from stages.train import configuration
+from router.prefix_sharing import IGNORED
+from router.training import configuration, features, make_trainer
 
 VARIANTS = ("trl-full", "trl-completion", "ours")
 RUN_STEPS = 120
 """Steps of the whole run: 92 examples, 15 epochs."""
 
 
-class Timer(TrainerCallback):  # type: ignore[misc]
+class Timer(TrainerCallback):
     """Seconds of each optimizer step, batching included, and the tokens that went through the network."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.tokens = 0
         self.ends: list[float] = []
-        model.get_input_embeddings().register_forward_pre_hook(self._count)  # type: ignore[operator]
+        embedding: Any = model.get_input_embeddings()
+        embedding.register_forward_pre_hook(self._count)
 
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.tokens += inputs[0].numel()
@@ -84,38 +82,27 @@ class Timer(TrainerCallback):  # type: ignore[misc]
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
-def rows_of(setting: Setting, variant: str, count: int, max_length: int) -> list[dict[str, Any]]:
-    """The examples of one step in the form that the variant's collator takes."""
-    rows = features(setting.examples[:count], setting.encoder, max_length)
-    columns = {"trl-full": ["input_ids"], "trl-completion": ["input_ids", "labels"]}.get(variant)
-    return [{name: row[name] for name in columns} for row in rows] if columns else rows
-
-
 def measure(shape: str, variant: str, dtype: str, steps: int, warm_up: int, threads: int) -> dict[str, Any]:
     """Train for a few steps; called in a process of its own."""
     torch.set_num_threads(threads)
     setting, params = build(shape), load_params(ROOT / "params.yaml")
-    shares = variant == "ours"
-    train = params.train.model_copy(update={"share_prefix": shares})
-    params = params.model_copy(update={"precision": dtype, "train": train})
-    step = params.batch_size * params.gradient_accumulation
+    train = params.train.model_copy(update={"share_prefix": variant == "ours", "lora_rank": 0})
+    params = params.model_copy(update={"train": train})
+    examples = setting.examples[: params.batch_size * params.gradient_accumulation]  # all of them in every step
     model = setting.new_model(torch.float32)
     timer = Timer(model)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        config = configuration(params, Path(folder), params.lr)
+        config = configuration(params, Path(folder), params.lr, dtype)
         config.max_steps = warm_up + steps
         config.eval_strategy, config.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
         config.load_best_model_at_end = False
-        trainer = (SharedTrainer if shares else PlainTrainer)(
-            model=model,
-            args=config,
-            train_dataset=Dataset.from_list(rows_of(setting, variant, step, params.train.max_length)),
-            processing_class=setting.tokenizer,
-            data_collator=collate_sharing_prefix if shares else None,
-            callbacks=[timer],
+        trainer: Any = make_trainer(
+            params, model, setting.encoder, config, (examples, examples), Path(folder) / "loss.csv"
         )
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
+        if variant == "trl-full":
+            # TRL's collator then takes every token for a label.
+            trainer.train_dataset = trainer.train_dataset.remove_columns("labels")
+        trainer.add_callback(timer)
         trainer.train()
     assert len(timer.steps()) == warm_up + steps, timer.steps()
     return {
@@ -206,7 +193,8 @@ def main() -> None:
             runs[dtype][variant].append(in_a_process(options.shape, variant, dtype, steps, warm_up, options.threads))
 
     print_machine(measured, setting.lengths())
-    table, results = [], {}
+    table = []
+    results: dict[str, dict[str, Any]] = {}
     for dtype in dtypes:
         least = floor(setting, dtype, measured)
         found = {variant: summary(some) for variant, some in runs[dtype].items()}

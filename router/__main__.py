@@ -39,7 +39,7 @@ def query_of(line: bytes, number: int) -> str:
     """
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter from brackets nested a thousand deep
         raise InputError(f"line {number}: not valid JSON ({error})") from None
     query = value.get("query") if isinstance(value, dict) else value
     if not isinstance(query, str) or not query.strip():

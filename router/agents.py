@@ -1,28 +1,37 @@
 """Agents: what can be called, with which arguments. Loads, validates, exports as tool schemas. No models, no torch."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML, YAMLError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
 
 from router.errors import InputError
 from router.functiongemma import CONTROL_TOKENS
-from router.params import first_problem
+from router.params import first_problem, load_yaml
 
 Value = str | bool | int | float | list[str]
 
 # FunctionGemma's chat template drops parameters of these names without a word.
 RESERVED_NAMES = frozenset({"description", "type", "properties", "required", "nullable"})
+INTEGER_DIGITS, FRACTION_DIGITS = 15, 4
+"""Digits of a number before and after the point. With more decimals Python would print small ones with an exponent."""
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _check_identifier(name: str) -> str:
     if not IDENTIFIER.fullmatch(name):
-        raise ValueError(f"{name!r} must consist of letters, digits and _")
+        raise ValueError(f"{name!r} must consist of letters, digits and _, and not begin with a digit")
     return name
+
+
+def _check_parameter_name(name: str) -> str:
+    if name in RESERVED_NAMES:
+        raise ValueError(f"a parameter cannot be called {name}: the chat template drops it; choose another name")
+    return _check_identifier(name)
 
 
 def _check_text(text: str) -> str:
@@ -32,7 +41,9 @@ def _check_text(text: str) -> str:
     return text
 
 
-Identifier = Annotated[str, Field(min_length=1)]
+Identifier = Annotated[str, AfterValidator(_check_identifier)]
+ParameterName = Annotated[str, AfterValidator(_check_parameter_name)]
+Text = Annotated[str, AfterValidator(_check_text)]
 
 
 class Parameter(BaseModel):
@@ -45,15 +56,13 @@ class Parameter(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: Literal["string", "boolean", "integer", "number", "array"] = "string"
-    description: str = ""
-    enum: tuple[str, ...] = ()
+    description: Text = ""
+    enum: tuple[Text, ...] = ()
     required: bool = True
     minimum: float | None = None
     maximum: float | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 32
     """Longest free text, in tokens."""
-
-    _description = field_validator("description")(_check_text)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -65,8 +74,6 @@ class Parameter(BaseModel):
             raise ValueError("enum names a value twice")
         if "" in self.enum:
             raise ValueError("enum holds an empty value")
-        for value in self.enum:
-            _check_text(value)
         bounds = (self.minimum, self.maximum)
         if any(bound is not None for bound in bounds) and self.type not in ("integer", "number"):
             raise ValueError(f"minimum and maximum go with the types integer and number, not {self.type}")
@@ -92,10 +99,14 @@ class Parameter(BaseModel):
             case "integer" | "number":
                 if isinstance(value, bool) or not isinstance(value, int if self.type == "integer" else (int, float)):
                     return f"{value!r} is not {'an integer' if self.type == 'integer' else 'a number'}"
-                if (self.minimum is not None and value < self.minimum) or (
-                    self.maximum is not None and value > self.maximum
-                ):
-                    return f"{value!r} is outside {self.minimum} to {self.maximum}"
+                if isinstance(value, float) and not math.isfinite(value):
+                    return f"{value!r} is not a number that can be written"
+                if abs(value) >= 10**INTEGER_DIGITS or round(value, FRACTION_DIGITS) != value:
+                    return f"{value!r} has more than {INTEGER_DIGITS} digits or {FRACTION_DIGITS} decimals"
+                if self.minimum is not None and value < self.minimum:
+                    return f"{value!r} is below {self.minimum:g}"
+                if self.maximum is not None and value > self.maximum:
+                    return f"{value!r} is above {self.maximum:g}"
             case "array":
                 if not isinstance(value, list):
                     return f"{value!r} is not a list"
@@ -110,22 +121,8 @@ class Agent(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Identifier
-    description: str
-    parameters: dict[Identifier, Parameter] = Field(default_factory=dict)
-
-    _name = field_validator("name")(_check_identifier)
-    _description = field_validator("description")(_check_text)
-
-    @field_validator("parameters")
-    @classmethod
-    def _names(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
-        for name in parameters:
-            _check_identifier(name)
-            if name in RESERVED_NAMES:
-                raise ValueError(
-                    f"a parameter cannot be called {name}: the chat template drops it; choose another name"
-                )
-        return parameters
+    description: Text
+    parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
 
     def problem_with(self, arguments: dict[str, Any]) -> str | None:
         """Why `arguments` are not valid for this agent, or None if they are."""
@@ -167,13 +164,7 @@ def load_agents(path: str | Path) -> list[Agent]:
     Raises:
         InputError: naming the file and the agent and key at fault.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = YAML(typ="safe").load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = load_yaml(path)
     if not isinstance(values, list) or not values:
         raise InputError(f"{path}: must be a list of at least one agent")
     agents: list[Agent] = []

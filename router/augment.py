@@ -5,17 +5,59 @@ import re
 from collections.abc import Callable
 
 CONTRACTIONS = {
-    "cannot": "can't", "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "i am": "I'm",
-    "i have": "I've", "it is": "it's", "will not": "won't", "would not": "wouldn't", "that is": "that's", "you are": "you're",
-    "was not": "wasn't", "has not": "hasn't", "have not": "haven't", "we are": "we're", "there is": "there's",
-}  # fmt: skip
-# Words that can stand for one another in any message of a customer without changing agent or arguments.
-SYNONYMS = [
-    ("please", "kindly"), ("since", "ever since"), ("again", "once more"), ("whenever", "every time"), ("maybe", "perhaps"),
-    ("picture", "photo"), ("big", "large"), ("quickly", "fast"), ("help", "assist"), ("also", "too"), ("begin", "start"),
-    ("get", "obtain"), ("show", "display"), ("buy", "purchase"), ("wrong", "incorrect"), ("need", "require"), ("tell", "inform"),
-    ("company", "firm"), ("kids", "children"), ("mobile", "phone"), ("fix", "repair"), ("laptop", "notebook"), ("yet", "so far"),
-]  # fmt: skip
+    "cannot": "can't",
+    "do not": "don't",
+    "does not": "doesn't",
+    "did not": "didn't",
+    "is not": "isn't",
+    "i am": "I'm",
+    "i have": "I've",
+    "it is": "it's",
+    "will not": "won't",
+    "would not": "wouldn't",
+    "that is": "that's",
+    "you are": "you're",
+    "was not": "wasn't",
+    "has not": "hasn't",
+    "have not": "haven't",
+    "we are": "we're",
+    "there is": "there's",
+}
+# Either can stand for the other in any message without changing agent or arguments.
+INTERCHANGEABLE = [
+    ("please", "kindly"),
+    ("maybe", "perhaps"),
+    ("whenever", "every time"),
+    ("again", "once more"),
+    ("kids", "children"),
+    ("big", "large"),
+    ("bought", "purchased"),
+    ("colleague", "coworker"),
+    ("for example", "for instance"),
+    ("anyone", "anybody"),
+    ("someone", "somebody"),
+    ("everyone", "everybody"),
+    ("nearly", "almost"),
+    ("although", "though"),
+    ("lots of", "plenty of"),
+]
+# The second can stand for the first, but has other meanings too: a fast charger, the help page, GET /orders.
+ONE_WAY = [
+    ("buy", "purchase"),
+    ("quickly", "fast"),
+    ("incorrect", "wrong"),
+    ("assist", "help"),
+    ("require", "need"),
+    ("obtain", "get"),
+    ("receive", "get"),
+    ("company", "firm"),
+    ("photo", "picture"),
+    ("repair", "fix"),
+    ("begin", "start"),
+    ("inform", "tell"),
+    ("until", "till"),
+    ("as well", "too"),
+]
 OPENINGS = ["Hi, ", "Hello, ", "Hi there, ", "Hey, ", "Good morning, ", "Dear team, ", "Excuse me, ", "Quick one: "]
 CLOSINGS = [
     " Thanks.",
@@ -26,15 +68,13 @@ CLOSINGS = [
     " Thx",
     " Kind regards",
 ]
-NEIGHBOURS = {
-    "a": "s", "b": "v", "c": "x", "d": "f", "e": "r", "f": "g", "g": "h", "h": "j", "i": "o", "j": "k", "k": "l", "l": "k",
-    "m": "n", "n": "m", "o": "p", "p": "o", "r": "t", "s": "a", "t": "y", "u": "i", "v": "b", "w": "e", "x": "c", "y": "t",
-}  # fmt: skip
+# The key beside each letter on a keyboard.
+NEIGHBOURS = dict(zip("abcdefghijklmnoprstuvwxy", "svxfrghjoklknmpotayibect", strict=True))
 
 
 def typo(text: str, rng: random.Random) -> str:
     """One slip of the fingers inside a longer word: two letters swapped, one dropped, doubled or hit beside."""
-    words = [match for match in re.finditer(r"[A-Za-z]{4,}", text)]
+    words = list(re.finditer(r"[A-Za-z]{4,}", text))
     if not words:
         return text
     word = rng.choice(words)
@@ -53,7 +93,7 @@ def politeness(text: str, rng: random.Random) -> str:
     """A greeting in front, a word of thanks behind, or both."""
     opening, closing = rng.choice([(True, False), (False, True), (True, True)])
     if opening:
-        first = text[0] if text[:2] == "I " or text[1:2].isupper() else text[0].lower()
+        first = text[0] if re.match(r"I\b", text) or text[1:2].isupper() else text[0].lower()
         text = rng.choice(OPENINGS) + first + text[1:]
     return text + rng.choice(CLOSINGS) if closing else text
 
@@ -67,9 +107,10 @@ def _replace_word(text: str, old: str, new: str) -> str:
 
 def contractions(text: str, rng: random.Random) -> str:
     """`do not` as `don't` and so on, or the other way round."""
-    pairs = [(long, short) for long, short in CONTRACTIONS.items()]
     if rng.random() < 0.5:
-        pairs = [(short, long) for long, short in pairs]
+        pairs = list(CONTRACTIONS.items())
+    else:  # not `it's` and the like: it may be `it has`
+        pairs = [(short, long) for long, short in CONTRACTIONS.items() if not short.endswith("'s")]
     for old, new in pairs:
         text = _replace_word(text, old, new)
     return text
@@ -77,8 +118,8 @@ def contractions(text: str, rng: random.Random) -> str:
 
 def synonyms(text: str, rng: random.Random) -> str:
     """Some words by others of the same meaning."""
-    for pair in SYNONYMS:
-        old, new = pair if rng.random() < 0.5 else pair[::-1]
+    either_way = [pair if rng.random() < 0.5 else pair[::-1] for pair in INTERCHANGEABLE]
+    for old, new in [*either_way, *ONE_WAY]:
         if rng.random() < 0.7:
             text = _replace_word(text, old, new)
     return text
@@ -88,10 +129,9 @@ REWRITES: list[Callable[[str, random.Random], str]] = [typo, casing, politeness,
 
 
 def rewritten(text: str, rng: random.Random) -> str:
-    """`text` after one to three different rewrites; never equal to it unless nothing applies."""
-    rewrites = rng.sample(REWRITES, k=len(REWRITES))
+    """`text` after one to three different rewrites; never equal to it (a greeting or thanks can always be added)."""
     wanted, result = rng.randint(1, 3), text
-    for rewrite in rewrites:
+    for rewrite in rng.sample(REWRITES, k=len(REWRITES)):
         changed = rewrite(result, rng)
         if changed != result:
             result, wanted = changed, wanted - 1

@@ -1,7 +1,7 @@
 """Constrained decoding over a shared, cached prompt: few forward passes, exact probabilities. No files, no DVC.
 
-The prompt's keys and values are computed once. A message then costs one pass over its own tokens and the forced start of
-a call, at whose end the choice of the agent stands, and one short pass for each further choice. Forced tokens are
+The prompt's keys and values are computed once. A message then costs one pass over its own tokens and the forced start
+of a call, at whose end the choice of the agent stands, and one short pass for each further choice. Forced tokens are
 never predicted, and at a choice only the rows of the LM head that are allowed are multiplied.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import linear, log_softmax, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -32,36 +32,30 @@ def shared_prefix_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    prefix: "list[tuple[torch.Tensor, torch.Tensor]] | None" = None,
+    prefix: "Sequence[tuple[torch.Tensor, torch.Tensor]] | None" = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a batch of rows to one prefix that they share, and each to its own keys. Ordinary without a prefix.
 
-    The prefix is never repeated along the batch or the query heads: all rows' queries meet it in one product.
-
     Args:
         query: (B, heads, T, D)
         key, value: (B, key heads, S, D), the rows' own, cached ones included
-        attention_mask: (B, 1, T, P + S), true where a query may look
+        attention_mask: (B, 1, T, P + S), added to the scores
         prefix: for each layer keys and values of shape (key heads, P, D)
     """
     if prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    assert attention_mask is not None and scaling is not None
-    prefix_keys, prefix_values = prefix[module.layer_idx]  # type: ignore[index]
-    B, H, T, D = query.shape
-    K, P = prefix_keys.shape[:2]
-    G = H // K  # query heads of one key head
-    query = query.reshape(B, K, G * T, D) * scaling
-    folded = query.transpose(0, 1).reshape(K, B * G * T, D)
-    shared = (folded @ prefix_keys.transpose(1, 2)).view(K, B, G * T, P).transpose(0, 1)
-    scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=-1)  # (B, K, G * T, P + S)
-    # The lowest number rather than minus infinity: padding sees nothing, and must not become NaN.
-    hidden = ~attention_mask.repeat(1, 1, G, 1)
-    weights = scores.float().masked_fill(hidden, torch.finfo(torch.float32).min).softmax(dim=-1).to(query.dtype)
-    to_prefix = weights[..., :P].transpose(0, 1).reshape(K, B * G * T, P)
-    output = (to_prefix @ prefix_values).view(K, B, G * T, D).transpose(0, 1) + weights[..., P:] @ value
-    return output.reshape(B, H, T, D).transpose(1, 2).contiguous(), None
+    heads = query.shape[1]
+
+    def behind(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)  # (B, key heads, P + S, D)
+        # Each key head serves several query heads; with one key head, as in Gemma's small models, nothing is copied.
+        return joined[:, :, None].expand(-1, -1, heads // joined.shape[1], -1, -1).flatten(1, 2)
+
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = (behind(*pair) for pair in zip(prefix[layer], (key, value), strict=True))
+    output = scaled_dot_product_attention(query, keys, values, attn_mask=attention_mask, scale=scaling)
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
@@ -77,7 +71,7 @@ class Decoded:
     agents: dict[str, float] = field(default_factory=dict)
     """Log-probability of every agent, and of "" for none: they sum to 1 as probabilities."""
     decisions: list[tuple[str, float]] = field(default_factory=list)
-    """What each choice after the agent decided (see `State.decides`), and the log-probability of what was chosen."""
+    """What each choice within the agent decided (see `State.decides`), and the log-probability of what was chosen."""
 
 
 class Rows:
@@ -108,6 +102,8 @@ class Decoder:
         self.window: int = model.config.sliding_window
         self.head: torch.Tensor = model.get_output_embeddings().weight  # (V, hidden)
         self.prefix_length = len(prefix)
+        self.near_prefix = max(0, len(prefix) - self.window + 1)
+        """First token of the prefix that is in the window of the token behind it."""
         self.prefix = self._compute_prefix(prefix)
         # A row for every way to an open choice of agent that is not the beginning of a longer way: mostly one.
         ways = [path for path, _ in grammar.agent_choices]
@@ -116,13 +112,19 @@ class Decoder:
 
     @torch.inference_mode()
     def _compute_prefix(self, prefix: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer, (key heads, P, D); of sliding layers only those ever in the window."""
         cache = DynamicCache()
-        ids = torch.tensor([prefix], device=self.device)
-        self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        self.model.model(input_ids=torch.tensor([prefix], device=self.device), past_key_values=cache, use_cache=True)
+        first = {"full_attention": 0, "sliding_attention": self.near_prefix}
+        starts = [first[layer_type] for layer_type in self.model.config.layer_types]
+        layers: list[Any] = cache.layers
+        return [
+            (layer.keys[0, :, start:].clone(), layer.values[0, :, start:].clone())
+            for layer, start in zip(layers, starts, strict=True)
+        ]
 
     def _forward(self, rows: Rows, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Append tokens to each row (right-padded to one length) and return their last hidden states, (B, T, hidden)."""
+        """Append tokens to each row, right-padded to one length; returns their last hidden states, (B, T, hidden)."""
         T = max(len(ids) for ids in tokens)
         ids = torch.tensor([[*row, *[0] * (T - len(row))] for row in tokens], device=self.device)
         lengths = torch.tensor([len(row) for row in tokens], device=self.device)
@@ -131,43 +133,58 @@ class Decoder:
         positions = self.prefix_length + seen[:, None] + steps  # (B, T)
         rows.positions = torch.cat([rows.positions, positions], dim=1)
         rows.valid = torch.cat([rows.valid, steps < lengths[:, None]], dim=1)
-        # By logical position, not by slot: rows of different lengths leave holes between their tokens.
-        distance = positions[:, :, None] - rows.positions[:, None, :]  # (B, T, S)
-        own = (distance >= 0) & rows.valid[:, None, :]
-        prefix_distance = positions[:, :, None] - torch.arange(self.prefix_length, device=self.device)  # (B, T, P)
-        full = torch.cat([torch.ones_like(prefix_distance, dtype=torch.bool), own], dim=-1)
-        near = torch.cat([prefix_distance < self.window, own & (distance < self.window)], dim=-1)
-        output = self.model.model(
+        hidden: torch.Tensor = self.model.model(
             input_ids=ids,
-            attention_mask={"full_attention": full[:, None], "sliding_attention": near[:, None]},
+            attention_mask=self._masks(rows, positions),
             position_ids=positions,
             past_key_values=rows.cache,
             use_cache=True,
             prefix=self.prefix,
-        )
-        return output.last_hidden_state
+        ).last_hidden_state
+        return hidden
 
-    def _log_probabilities(self, hidden: torch.Tensor, states: Sequence[State]) -> list[dict[int, float]]:
-        """Log-probability of each token that may come next, renormalised over these tokens.
+    def _masks(self, rows: Rows, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Where queries at `positions`, (B, T), may look, by kind of layer: (B, 1, T, P + S), added to the scores."""
+        # By logical position, not by slot: rows of different lengths leave holes between their tokens.
+        distance = positions[:, :, None] - rows.positions[:, None, :]  # (B, T, S)
+        own = (distance >= 0) & rows.valid[:, None, :]
+        in_prefix = torch.arange(self.near_prefix, self.prefix_length, device=self.device)
+        visible = {
+            "full_attention": torch.cat([own.new_ones(*positions.shape, self.prefix_length), own], dim=-1),
+            "sliding_attention": torch.cat(
+                [positions[:, :, None] - in_prefix < self.window, own & (distance < self.window)], dim=-1
+            ),
+        }
+        # The lowest number rather than minus infinity: padding may see nothing, and must not become NaN.
+        zero, lowest = self.head.new_tensor([0.0, torch.finfo(self.head.dtype).min])
+        return {kind: torch.where(mask, zero, lowest)[:, None] for kind, mask in visible.items()}
+
+    def _log_probabilities(self, hidden: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """The n tokens that may come next, (n,), and their log-probabilities renormalised over them, (N, n).
 
         Args:
             hidden: (N, hidden)
-            states: N choices
         """
-        results: list[dict[int, float]] = [{} for _ in states]
+        tokens = torch.tensor(list(state.edges), device=self.device)
+        if state.text is None:
+            logits = linear(hidden, self.head[tokens])
+        else:  # Nearly all rows of the head: cheaper to use it whole than to copy them.
+            tokens = torch.cat([tokens, self.text_tokens])
+            logits = linear(hidden, self.head)[:, tokens]
+        return tokens, log_softmax(logits.float(), dim=-1)
+
+    def _choose(self, hidden: torch.Tensor, states: Sequence[State]) -> list[tuple[int, float]]:
+        """The likeliest token at each of N choices, and its log-probability. `hidden`: (N, hidden)."""
         groups: dict[int, list[int]] = {}
         for row, state in enumerate(states):
             groups.setdefault(id(state), []).append(row)
+        chosen: dict[int, tuple[int, float]] = {}
         for members in groups.values():
-            state = states[members[0]]
-            tokens = torch.tensor(list(state.edges), device=self.device)
-            if state.text is not None:
-                tokens = torch.cat([tokens, self.text_tokens])
-            logits = linear(hidden[members], self.head[tokens]).float()
-            names = tokens.tolist()
-            for row, values in zip(members, log_softmax(logits, dim=-1).tolist(), strict=True):
-                results[row] = dict(zip(names, values, strict=True))
-        return results
+            tokens, scores = self._log_probabilities(hidden[members], states[members[0]])
+            best = scores.max(dim=-1)
+            found = zip(tokens[best.indices].tolist(), best.values.tolist(), strict=True)
+            chosen.update(zip(members, found, strict=True))
+        return [chosen[row] for row in range(len(states))]
 
     @torch.inference_mode()
     def decode(self, messages: Sequence[Sequence[int]]) -> list[Decoded]:
@@ -197,15 +214,14 @@ class Decoder:
                 return results
             if len(unfinished) < len(active):
                 rows.select(unfinished)
-                active, pending, states = (
-                    [items[place] for place in unfinished] for items in (active, pending, states)
-                )
+                active = [active[place] for place in unfinished]
+                pending = [pending[place] for place in unfinished]
+                states = [states[place] for place in unfinished]
             hidden = self._forward(rows, pending)
             last = hidden[range(len(active)), [len(tokens) - 1 for tokens in pending]]
-            for place, options in enumerate(self._log_probabilities(last, states)):
-                token = max(options, key=options.__getitem__)
+            for place, (token, score) in enumerate(self._choose(last, states)):
                 result, state = results[active[place]], states[place]
-                result.decisions.append((state.decides, options[token]))
+                result.decisions.append((state.decides, score))
                 after = state.edges.get(token, state.text)
                 assert after is not None
                 forced, states[place] = after.forced()
@@ -213,39 +229,33 @@ class Decoder:
                 result.tokens += pending[place]
 
     def _score_agents(self, hidden: torch.Tensor, lengths: Sequence[int]) -> tuple[list[Decoded], list[Leaf]]:
-        """The probability of every agent for each message, and the way to the best one.
+        """The probability of every agent for each message, and the likeliest way to the best one.
 
         Args:
             hidden: (messages * paths, T, hidden)
             lengths: of each message with the turn behind it, in tokens
         """
-        choices = self.grammar.agent_choices
-        rows, steps = [], []
-        for number, length in enumerate(lengths):
-            for way, _ in choices:
-                path = next(i for i, path in enumerate(self.paths) if path[: len(way)] == way)
-                rows.append(number * len(self.paths) + path)
-                steps.append(length + len(way) - 1)
-        options = self._log_probabilities(hidden[rows, steps], [state for _ in lengths for _, state in choices])
+        scores: list[dict[int, torch.Tensor]] = []  # for each choice, by token: (messages,)
+        for way, state in self.grammar.agent_choices:
+            path = next(number for number, path in enumerate(self.paths) if path[: len(way)] == way)
+            rows = range(path, len(hidden), len(self.paths))
+            steps = [length + len(way) - 1 for length in lengths]
+            tokens, choice = self._log_probabilities(hidden[rows, steps], state)
+            scores.append(dict(zip(tokens.tolist(), choice.T, strict=True)))
+        leaves = self.grammar.leaves
+        ways = [torch.stack([scores[choice][token] for choice, token in leaf.taken]).sum(dim=0) for leaf in leaves]
         results, best = [], []
-        for number in range(len(lengths)):
-            here = options[number * len(choices) :]
-            scores = [sum(here[choice][token] for choice, token in leaf.taken) for leaf in self.grammar.leaves]
+        for message in torch.stack(ways, dim=1).tolist():
             agents: dict[str, float] = {}
-            for leaf, score in zip(self.grammar.leaves, scores, strict=True):
+            for leaf, score in zip(leaves, message, strict=True):
                 agents[leaf.owner] = float(np.logaddexp(agents.get(leaf.owner, -math.inf), score))
-            results.append(Decoded(agents=agents))
-            best_agent = max((name for name in agents if name), key=agents.__getitem__)
-            best.append(
-                max(
-                    (
-                        (score, leaf)
-                        for score, leaf in zip(scores, self.grammar.leaves, strict=True)
-                        if leaf.owner == best_agent
-                    ),
-                    key=lambda pair: pair[0],
-                )[1]
-            )
+            agent = max((name for name in agents if name), key=agents.__getitem__)
+            score, place = max((message[place], place) for place, leaf in enumerate(leaves) if leaf.owner == agent)
+            result = Decoded(agents=agents)
+            if score < agents[agent]:  # its name goes on in several ways, as "f{" and "f{}"
+                result.decisions.append(("", score - agents[agent]))
+            results.append(result)
+            best.append(leaves[place])
         return results, best
 
     @torch.inference_mode()

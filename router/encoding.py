@@ -19,16 +19,16 @@ from router.functiongemma import CONTROL_TOKENS, END_OF_TURN, START_RESPONSE, Ca
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stands for the message while the template is rendered. Private-use characters: no declaration holds them.
+# Stands for the message while the template is rendered.
 PLACEHOLDER = "\ue000message\ue001"
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def without_markup(tokenizer: "PreTrainedTokenizerBase") -> Tokenizer:
     """The tokenizer's own model without its added tokens: text can only become ordinary pieces of text.
 
     Markers such as `<end_of_turn>` are added tokens, found by string search before the model splits the text. Without
-    that search their letters are split like any others. Runs of white space stay, which Gemma also keeps as added tokens.
+    that search their letters are split like any others. Runs of white space, also added tokens in Gemma, stay.
     """
     state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"].isspace()]
@@ -42,15 +42,18 @@ class Encoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", agents: Sequence[Agent], system: str) -> None:
         self.tokenizer = tokenizer
         self.plain = without_markup(tokenizer)
-        self.control = {token: tokenizer.convert_tokens_to_ids(token) for token in CONTROL_TOKENS}
-        for token, index in self.control.items():
-            if index is None or index == tokenizer.unk_token_id:
+        vocabulary = tokenizer.get_vocab()
+        for token in CONTROL_TOKENS:
+            if token not in vocabulary:
                 raise InputError(
                     f"the tokenizer of {tokenizer.name_or_path} has no token {token}: not a FunctionGemma model"
                 )
+        self.control = {token: vocabulary[token] for token in CONTROL_TOKENS}
+        if not tokenizer.chat_template:
+            raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template")
         messages = [{"role": "developer", "content": system}, {"role": "user", "content": PLACEHOLDER}]
         text = render(tokenizer, messages, [agent.tool_schema() for agent in agents], generation_prompt=True)
-        head, tail = text.split(PLACEHOLDER)
+        head, _, tail = text.rpartition(PLACEHOLDER)
         self.prefix: list[int] = tokenizer(head, add_special_tokens=False)["input_ids"]
         """Everything before the message: the same for every message."""
         self.turn: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]

@@ -1,15 +1,19 @@
 """Labelled queries: read, validate, write; and their form as conversations (`messages` + `tools`). No torch."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from ruamel.yaml import YAML, YAMLError
+from pydantic_core import PydanticSerializationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
 
-from router.agents import Agent, Value
+from router.agents import Agent
 from router.errors import InputError
 from router.params import first_problem
 
@@ -24,7 +28,7 @@ class Example(BaseModel):
 
     query: str
     agent: str | None
-    arguments: dict[str, Value] = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict)
     family: str
     """Paraphrases of one request share a family, and a family never straddles two splits."""
     tags: tuple[str, ...] = ()
@@ -39,102 +43,110 @@ class Example(BaseModel):
         return query.strip()
 
 
-def check(values: Any, agents: Sequence[Agent], where: str, default_family: str) -> Example:
-    """Validate one labelled query against the agents.
+def _example(values: dict[str, Any], where: str) -> Example:
+    try:
+        return Example.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {first_problem(error)}") from None
+
+
+def check(values: Any, agents: Sequence[Agent], where: str) -> Example:
+    """Validate one labelled query against the agents. Without a family it becomes a family of its own.
 
     Raises:
         InputError: naming `where` (file and line) and what is wrong.
     """
     if not isinstance(values, dict):
         raise InputError(f"{where}: must be an object with query, agent and arguments")
-    if not values.get("family"):
-        values = {**values, "family": default_family}
-    try:
-        example = Example.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{where}: {first_problem(error)}") from None
-    if example.agent is None:
-        if example.arguments:
-            raise InputError(f"{where}: a query without an agent cannot have arguments")
-        return example
+    example = _example({**values, "family": values.get("family") or where}, where)
     agent = next((agent for agent in agents if agent.name == example.agent), None)
     if agent is None:
         known = ", ".join(agent.name for agent in agents)
         raise InputError(f"{where}: unknown agent {example.agent!r} (known: {known})")
     if problem := agent.problem_with(example.arguments):
         raise InputError(f"{where}: {problem}")
+    try:
+        example.model_dump_json()
+    except PydanticSerializationError:
+        raise InputError(f"{where}: holds half of a surrogate pair, which is no character; remove it") from None
     return example
 
 
-def _open(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise InputError(f"{where}: not usable JSON ({error})") from None
+
+
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_open(path), start=1):
+    # Not splitlines(): it also splits at characters that JSON allows inside a text, such as U+2028.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno})") from None
+            yield number, _parsed(line, f"{path}:{number}")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(_open(path), strict=True)
-    missing = {"query", "agent", "arguments"} - set(reader.fieldnames or ())
-    if missing:
-        raise InputError(f"{path}:1: missing column {', '.join(sorted(missing))}")
+    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
     try:
+        missing = {"query", "agent", "arguments"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(f"{path}:1: missing column {', '.join(sorted(missing))}")
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 raise InputError(
                     f"{where}: has a different number of fields than the header; quote texts that hold a comma"
                 )
-            try:
-                row["arguments"] = json.loads(row["arguments"] or "{}")
-            except json.JSONDecodeError as error:
-                raise InputError(f"{where}: arguments: not valid JSON ({error.msg}, column {error.colno})") from None
-            row["agent"] = row["agent"] or None
+            row["arguments"] = _parsed(row["arguments"] or "{}", f"{where}: arguments")
             if "tags" in row:
                 row["tags"] = row["tags"].split()
-            if "variant" in row:
-                row["variant"] = int(row["variant"]) if row["variant"].isdecimal() else row["variant"]
             yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+        raise InputError(f"{path}:{reader.reader.line_num}: not valid CSV ({error})") from None
 
 
 def read_queries(path: str | Path, agents: Sequence[Agent]) -> list[Example]:
     """Read labelled queries from a .jsonl or .csv file (columns query, agent, arguments as JSON, family, tags).
 
-    A query without a family is a family of its own.
-
     Raises:
         InputError: naming file and line.
     """
     path = Path(path)
-    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
-    examples = [check(row, agents, f"{path}:{number}", f"{path.stem}-{number}") for number, row in rows]
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    examples = [check(row, agents, f"{path}:{number}") for number, row in rows]
     if not examples:
         raise InputError(f"{path}: holds no query")
     return examples
 
 
-def _yaml_items(path: Path) -> Any:
-    """A YAML list, each item knowing its line (ruamel's round-trip loader keeps it in `.lc`)."""
+def _yaml_list(path: Path) -> Any:
     try:
-        items = YAML(typ="rt").load("\n".join(_open(path)))
+        return YAML(typ="rt").load(_text(path))  # the round-trip loader: its lists know their lines
     except YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(items, list) or not items:
-        raise InputError(f"{path}: must be a list of at least one item")
-    return items
+
+
+def _objects(items: Any, where: str, path: Path, keys: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a YAML list, plain, and where each stands. Each must have `keys`, and may have `tags`."""
+    if not isinstance(items, CommentedSeq) or not items:
+        raise InputError(f"{where}: must be a list of at least one item")
+    for place, item in enumerate(items):
+        where = f"{path}:{items.lc.item(place)[0] + 1}"
+        if not isinstance(item, CommentedMap) or set(item) - {"tags"} != keys:
+            raise InputError(f"{where}: must have exactly {', '.join(sorted(keys))} (and tags, if any)")
+        yield where, dict(item)
 
 
 def _plain(value: Any) -> Any:
@@ -150,42 +162,34 @@ def read_bank(folder: str | Path, agents: Sequence[Agent]) -> list[Example]:
     Raises:
         InputError: naming file and line.
     """
-    examples = []
     paths = sorted(Path(folder).glob("*.yaml"))
     if not paths:
         raise InputError(f"{folder}: holds no .yaml file")
+    examples = []
     families: dict[str, str] = {}
     for path in paths:
-        for family in _yaml_items(path):
-            where = f"{path}:{family.lc.line + 1}" if hasattr(family, "lc") else str(path)
-            if not isinstance(family, dict) or set(family) != {"family", "agent", "queries"}:
-                raise InputError(f"{where}: must have exactly family, agent and queries")
-            name = family["family"]
+        for place, family in _objects(_yaml_list(path), str(path), path, {"family", "agent", "queries"}):
+            name = str(family["family"])
             if name in families:
-                raise InputError(f"{where}: family {name!r} stands already at {families[name]}")
-            families[name] = where
-            for query in family["queries"]:
-                where = f"{path}:{query.lc.line + 1}"
-                values = _plain(query)
-                if "text" not in values:
-                    raise InputError(f"{where}: text: missing")
-                values = {"query": values.pop("text"), "agent": family["agent"], "family": name, **values}
-                examples.append(check(values, agents, where, name))
+                raise InputError(f"{place}: family {name!r} stands already at {families[name]}")
+            families[name] = place
+            for where, query in _objects(family["queries"], f"{place}: queries", path, {"text", "arguments"}):
+                values = {"query": query.pop("text"), "agent": family["agent"], "family": name, **_plain(query)}
+                examples.append(check(values, agents, where))
     return examples
 
 
 def read_out_of_scope(path: str | Path) -> list[Example]:
-    """Read messages that no agent fits: a YAML list of `text` and `tags`, each a family of its own."""
+    """Read messages that no agent fits: a YAML list of `text` and `tags`, each a family of its own.
+
+    Raises:
+        InputError: naming file and line.
+    """
     path = Path(path)
-    examples = []
-    for number, item in enumerate(_yaml_items(path), start=1):
-        where = f"{path}:{item.lc.line + 1}" if hasattr(item, "lc") else str(path)
-        values = _plain(item)
-        if not isinstance(values, dict) or "text" not in values:
-            raise InputError(f"{where}: text: missing")
-        values = {"query": values.pop("text"), "agent": None, **values}
-        examples.append(check(values, [], where, f"{path.stem}-{number}"))
-    return examples
+    return [
+        _example({"query": item["text"], "agent": None, "family": where, "tags": item.get("tags", [])}, where)
+        for where, item in _objects(_yaml_list(path), str(path), path, {"text"})
+    ]
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | Path) -> None:

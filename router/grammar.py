@@ -9,17 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 
-from router.agents import Agent, Parameter
+from router.agents import FRACTION_DIGITS, INTEGER_DIGITS, Agent, Parameter
 from router.encoding import Encoder
+from router.errors import InputError
 from router.functiongemma import ESCAPE, START_CALL
 
 AGENT = "<agent>"
 """`decides` of a state where the agent, or that none fits, is chosen. Not a possible name of a parameter."""
-
-INTEGER_DIGITS = 15
-FRACTION_DIGITS = 6
 
 
 @dataclass(eq=False)
@@ -86,11 +83,16 @@ def join(options: Sequence[Option], decides: str = "", owners: Sequence[str | No
 class Number:
     """Which characters can go on with a number so that it ends within its bounds."""
 
-    def __init__(self, parameter: Parameter) -> None:
+    def __init__(self, name: str, parameter: Parameter) -> None:
         self.fraction_digits = FRACTION_DIGITS if parameter.type == "number" else 0
         scale = 10**self.fraction_digits
         self.low = -math.inf if parameter.minimum is None else math.ceil(Fraction(parameter.minimum) * scale)
         self.high = math.inf if parameter.maximum is None else math.floor(Fraction(parameter.maximum) * scale)
+        if self.low > self.high or not self.next_characters(""):
+            raise InputError(
+                f"parameter {name}: no number of at most {INTEGER_DIGITS} digits and {self.fraction_digits} decimals "
+                f"lies between {parameter.minimum} and {parameter.maximum}"
+            )
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Ranges of the values that `text` can grow into, in units of the last decimal place."""
@@ -113,7 +115,7 @@ class Number:
         """Whether `text` is a whole number within the bounds."""
         if not text[-1:].isdecimal() or text == "-0" or (text.startswith("-0.") and not text.strip("-0.")):
             return False
-        return self.low <= Fraction(text) * 10**self.fraction_digits <= self.high
+        return bool(self.low <= Fraction(text) * 10**self.fraction_digits <= self.high)
 
     def next_characters(self, text: str) -> str:
         """The characters after which `text` can still become a number within the bounds."""
@@ -149,7 +151,7 @@ class NumberState(State):
         self.decides, self.text, self.owner = name, None, None
         self._number, self._so_far, self._then, self._digits = number, text, then, digits
 
-    @cached_property
+    @property  # not cached: the numbers that have been written would pile up
     def edges(self) -> dict[int, State]:  # type: ignore[override]
         edges = dict(self._then.edges) if self._number.is_complete(self._so_far) else {}
         for character in self._number.next_characters(self._so_far):
@@ -208,9 +210,14 @@ class _Arguments:
     """The arguments of one agent, in the order in which the chat template writes them."""
 
     def __init__(self, agent: Agent, grammar: Grammar) -> None:
+        for name, parameter in agent.parameters.items():
+            for value in parameter.enum:
+                if grammar._encoder.tokenizer.decode(grammar._encoder.text(value)) != value:
+                    raise InputError(f"{agent.name}: {name}: the tokenizer cannot write the value {value!r}")
         self.parameters = sorted(agent.parameters.items(), key=lambda item: item[0].lower())
         self.encoder, self.escape, self.end = grammar._encoder, grammar._escape, grammar._end
         self.values: dict[int, State] = {}
+        self.lists: dict[tuple[int, int], State] = {}
 
     def after(self, index: int, text: str, written: bool) -> list[tuple[str, State]]:
         """Every text that can stand between here and the next value or the end, and the state behind it.
@@ -257,10 +264,15 @@ class _Arguments:
             then = self.following(index + 1)
             return join([Option(tuple(self.encoder.text(value)), then) for value in ("false", "true")], name)
         digits = {character: self.encoder.text(character)[-1] for character in "0123456789-."}
-        return NumberState(name, Number(parameter), "", self.following(index + 1), digits)
+        return NumberState(name, Number(name, parameter), "", self.following(index + 1), digits)
 
     def items(self, index: int, start: int) -> State:
         """The values of an array from the one numbered `start`: in the order of the enum, each at most once."""
+        if (index, start) not in self.lists:
+            self.lists[index, start] = self._items(index, start)
+        return self.lists[index, start]
+
+    def _items(self, index: int, start: int) -> State:
         name, parameter = self.parameters[index]
         options = []
         for position in range(start, len(parameter.enum)):
@@ -268,8 +280,7 @@ class _Arguments:
             if position + 1 < len(parameter.enum):
                 ways.append((",", self.items(index, position + 1)))
             then = join(self.options(ways), name)
-            tokens = (*self.encoder.text(parameter.enum[position]), self.escape)
-            options.append(Option(tokens, then))
+            options.append(Option((*self.encoder.text(parameter.enum[position]), self.escape), then))
         return State(edges={self.escape: join(options, name)})
 
 

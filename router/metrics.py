@@ -1,4 +1,4 @@
-"""Scoring. Every share is a fraction in [0, 1]. Knows tables of predictions, not models."""
+"""Statistics of predictions, and metric files. Every share is a fraction in [0, 1]. Knows no models."""
 
 import json
 import math
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
-from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from router.errors import InputError
 
 DIGITS = 4
 """Digits behind the point in every metric file."""
@@ -41,53 +41,6 @@ def share(correct: Sequence[bool]) -> dict[str, Any]:
     }
 
 
-class RoutingAccuracy(evaluate.Metric):  # type: ignore[misc]
-    """How well calls match labels. `arguments` are JSON text, since agents differ in theirs."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        call = {"agent": datasets.Value("string"), "arguments": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description="Accuracy of routed calls: agent, arguments, both.",
-            citation="",
-            features=datasets.Features({"predictions": call, "references": call}),
-        )
-
-    def _compute(self, predictions: list[dict[str, str]], references: list[dict[str, str]]) -> dict[str, Any]:
-        """Accuracy overall, by agent and by parameter; an argument counts as wrong where the agent is."""
-        actual = [row["agent"] for row in references]
-        chosen = [row["agent"] for row in predictions]
-        wanted = [json.loads(row["arguments"]) for row in references]
-        given = [json.loads(row["arguments"]) for row in predictions]
-        right = [a == c for a, c in zip(actual, chosen, strict=True)]
-        names = sorted(set(actual))
-        precision, recall, f1, support = precision_recall_fscore_support(actual, chosen, labels=names, zero_division=0)
-        agents, parameters = {}, {}
-        for place, name in enumerate(names):
-            rows = [row for row, agent in enumerate(actual) if agent == name]
-            agents[name] = share([right[row] for row in rows]) | {
-                "precision": float(precision[place]),
-                "recall": float(recall[place]),
-                "f1": float(f1[place]),
-            }
-            keys = sorted({key for row in rows for key in wanted[row]})
-            parameters[name] = {
-                key: share([right[row] and given[row].get(key) == wanted[row].get(key) for row in rows]) for key in keys
-            }
-        counts = [int(count) for count in support]
-        return share(right) | {
-            "call_accuracy": float(np.mean([r and g == w for r, g, w in zip(right, given, wanted, strict=True)])),
-            "macro_f1": float(np.mean(f1)),
-            "chance": 1 / len(names),
-            "majority": max(counts) / sum(counts),
-            "agents": agents,
-            "parameters": parameters,
-            "confusion": {
-                a: {c: int(n) for c, n in zip(names, row, strict=True)}
-                for a, row in zip(names, confusion_matrix(actual, chosen, labels=names), strict=True)
-            },
-        }
-
-
 def calibration(confidence: Sequence[float], correct: Sequence[bool]) -> dict[str, float]:
     """Expected calibration error over equal-width bins (Naeini et al., 2015) and Brier score of the chosen agent."""
     table = reliability(confidence, correct)
@@ -115,6 +68,7 @@ def risk_coverage(score: Sequence[float], correct: Sequence[bool]) -> pd.DataFra
 
 
 def at_coverages(score: Sequence[float], correct: Sequence[bool]) -> dict[str, float]:
+    """Accuracy where only the most certain 50, 80, 90 and 100 % are answered."""
     curve = risk_coverage(score, correct)
     return {
         f"at_{round(coverage * 100)}": float(curve["accuracy"].iloc[math.ceil(coverage * len(curve)) - 1])
@@ -146,10 +100,15 @@ def slices(tags: Sequence[Sequence[str]], correct: Sequence[bool]) -> dict[str, 
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Exact two-sided McNemar test: probability of so uneven a split of the changed queries by luck alone."""
+    """p-value of the exact two-sided McNemar test: so uneven a split of the changed queries by luck alone."""
     fixed = sum(a and not b for b, a in zip(before, after, strict=True))
     broken = sum(b and not a for b, a in zip(before, after, strict=True))
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is reported: metric files round it to DIGITS, and a rounded 0 is no probability."""
+    return f"McNemar p < {10**-DIGITS:.{DIGITS}f}" if p < 10**-DIGITS else f"McNemar p = {p:.{DIGITS}f}"
 
 
 def gain_interval(
@@ -180,5 +139,15 @@ def write_metrics(metrics: dict[str, Any], path: str | Path) -> None:
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a metric file.
+
+    Raises:
+        InputError: there is no such file, or it is not JSON.
+    """
+    try:
+        values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run `dvc repro` first") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
     return values

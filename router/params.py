@@ -1,10 +1,11 @@
 """A typed, validated view of params.yaml. Knows nothing of the rest of the library but its error."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from router.errors import InputError
 
@@ -15,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     # Strict: `epochs: "15"` is a mistake, not a number. Integers still pass as floats (lr_scale: 50).
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TrainParams(Section):
@@ -83,7 +84,7 @@ class Params(Section):
 def first_problem(error: ValidationError) -> str:
     """The first problem of a pydantic error as `key: what is wrong`, in one line."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "the whole"
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     if problem["type"] == "missing":
@@ -93,22 +94,27 @@ def first_problem(error: ValidationError) -> str:
     return f"{key}: {problem['msg'].removeprefix('Value error, ')} (got {shown})"
 
 
+def load_yaml(path: str | Path) -> Any:
+    """The content of a YAML 1.2 file, as DVC reads it. PyYAML would give the text '1e-05' for `lr: 1e-05`.
+
+    Raises:
+        InputError: the file cannot be read or is not YAML.
+    """
+    try:
+        return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml.
-
-    YAML 1.2 is read, as DVC does: PyYAML would give the text '1e-5' for `lr: 1e-5`, which is what `-S lr=1e-5` writes.
 
     Raises:
         InputError: the file is missing or not YAML, or a key is unknown, missing, ill-typed or out of range.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            values = YAML(typ="safe").load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Params.model_validate(values)
+        return Params.model_validate(load_yaml(path))
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}") from None

@@ -85,24 +85,26 @@ class PrefixSharingTrainer(SFTTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
+        config = self.accelerator.unwrap_model(model).config
+        # Eager attention would add a mask of true and false to its scores, without an error.
+        assert config._attn_implementation == "sdpa", config._attn_implementation
         labels = inputs["labels"]
         predicts = torch.zeros_like(labels, dtype=torch.bool)  # the token before each label
         predicts[:, :-1] = labels[:, 1:] != IGNORED
-        window = self.accelerator.unwrap_model(model).config.sliding_window
         # Through `model(...)`, not its inner modules: accelerate wraps autocast around the outer forward only.
         output = model(
             input_ids=inputs["input_ids"],
-            attention_mask=attention_masks(inputs["position_ids"], inputs["segments"], window),
+            attention_mask=attention_masks(inputs["position_ids"], inputs["segments"], config.sliding_window),
             position_ids=inputs["position_ids"],
             logits_to_keep=predicts,
             use_cache=False,
         )
         targets = labels[:, 1:][predicts[:, :-1]]
         logits = output.logits.reshape(len(targets), -1).float()
-        total = cross_entropy(logits, targets, reduction="sum")
         if num_items_in_batch is None:
-            return total / max(len(targets), 1)
-        # The items of all processes are counted, and their gradients averaged: as in Trainer.compute_loss.
-        return total / num_items_in_batch * self.accelerator.num_processes
+            return cross_entropy(logits, targets)
+        # The items of all processes are counted, and their gradients averaged: as in TRL's own compute_loss.
+        total = cross_entropy(logits, targets, reduction="sum")
+        return total / num_items_in_batch * float(self.accelerator.num_processes)

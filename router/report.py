@@ -1,11 +1,14 @@
 """The report for people, in Markdown, every number read from the metric files."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from router.figures import NAMES, short
+from router.metrics import p_value
 
 Metrics = Mapping[str, Any]
 
@@ -27,7 +30,6 @@ def result_table(results: Mapping[str, Metrics]) -> str:
         label = f"**{NAMES[name]}**" if name == "after" else NAMES[name]
         interval = f"{percent(metrics['accuracy_low'])} to {percent(metrics['accuracy_high'])}"
         count = f"{metrics['correct']} / {metrics['total']}"
-        scope = metrics.get("out_of_scope", {}).get("auroc")
         rows.append(
             [
                 label,
@@ -36,8 +38,8 @@ def result_table(results: Mapping[str, Metrics]) -> str:
                 count,
                 percent(metrics["macro_f1"]),
                 percent(metrics["call_accuracy"]),
-                f"{scope:.3f}",
-            ]  # fmt: skip
+                f"{metrics['out_of_scope']['auroc']:.3f}",
+            ]
         )
     header = ["", "right agent", "95 % interval", "count", "macro F1", "whole call right", "out-of-scope AUROC"]
     return markdown_table(header, rows)
@@ -69,19 +71,24 @@ def slice_table(before: Metrics, after: Metrics) -> str:
     return markdown_table(["tag", "queries", "before", "after"], rows)
 
 
+def quoted(query: str) -> str:
+    """A query as Markdown shows it as it was typed, in one line."""
+    return re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", " ".join(query.split()))
+
+
 def worst_confusions(predictions: pd.DataFrame, count: int = 4, examples: int = 3) -> str:
-    """The most frequent mistakes, each with the queries that were mistaken most confidently."""
+    """The most frequent mistakes with their counts, each with the queries that were mistaken most confidently."""
     wrong = predictions[(predictions["agent"] != "") & ~predictions["right"]]
     parts = []
-    pairs = wrong.groupby(["agent", "predicted"]).size().sort_values(ascending=False, kind="stable")
-    for (agent, predicted), number in pairs.head(count).items():
+    pairs = Counter(zip(wrong["agent"], wrong["predicted"], strict=True))
+    for (agent, predicted), number in pairs.most_common(count):
         rows = wrong[(wrong["agent"] == agent) & (wrong["predicted"] == predicted)]
         rows = rows.sort_values("confidence", ascending=False, kind="stable").head(examples)
         quotes = "\n".join(
-            f"  - {query} ({confidence:.2f})"
+            f"  - {quoted(query)} ({confidence:.2f})"
             for query, confidence in zip(rows["query"], rows["confidence"], strict=True)
         )
-        parts.append(f"- **{short(agent)}** taken for **{short(predicted)}**: {number} times\n{quotes}")
+        parts.append(f"- **{short(agent)}** taken for **{short(predicted)}**: {number}\n{quotes}")
     return "\n".join(parts) or "None."
 
 
@@ -98,7 +105,7 @@ def report(results: Mapping[str, Metrics], comparison: Metrics, predictions: pd.
 Chance is {percent(after["chance"])}, always naming the most frequent agent {percent(after["majority"])}.
 Fine-tuning gains {100 * comparison["accuracy_gain"]:.1f} points (95 % interval {
         100 * comparison["accuracy_gain_low"]:.1f} to \
-{100 * comparison["accuracy_gain_high"]:.1f}, paired bootstrap; exact McNemar p = {comparison["mcnemar_p"]:.2g}):
+{100 * comparison["accuracy_gain_high"]:.1f}, paired bootstrap; exact {p_value(comparison["mcnemar_p"])}):
 {comparison["fixed"]} queries fixed, {comparison["broken"]} broken (`plots/flips.csv`).
 
 ![overview](../plots/overview.png)

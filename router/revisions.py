@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from router.errors import InputError
-from router.metrics import mcnemar, share
+from router.metrics import gain_interval, mcnemar, p_value, share
 
 METRICS = "metrics/after.json"
 PREDICTIONS = "plots/predictions_after.csv"
+SEED = 0
+"""Of the bootstrap: two comparisons of the same revisions print the same interval."""
 
 
 def committed(revision: str, path: str) -> str:
@@ -58,11 +60,16 @@ def compare(first: str, second: str) -> str:
             f"{s['accuracy_low']:.1%} to {s['accuracy_high']:.1%})"
         )
     fixed, broken = both[b["right"] & ~a["right"]], both[a["right"] & ~b["right"]]
-    p = mcnemar(a["right"].tolist(), b["right"].tolist())
-    lines.append(f"{len(fixed)} fixed, {len(broken)} broken on {len(both)} shared queries; exact McNemar p = {p:.3g}")
+    right = a["right"].tolist(), b["right"].tolist()
+    low, high = (100 * end for end in gain_interval(*right, SEED))
+    lines.append(
+        f"{len(fixed)} fixed, {len(broken)} broken on {len(both)} shared queries: "
+        f"{100 * (len(fixed) - len(broken)) / len(both):+.1f} points "
+        f"(95 % interval {low:+.1f} to {high:+.1f}; {p_value(mcnemar(*right))})"
+    )
     for word, queries in (("fixed", fixed), ("broken", broken)):
-        for query in queries:
-            was, now, should = a.at[query, "predicted"], b.at[query, "predicted"], b.at[query, "agent"]
+        for query in map(str, queries):
+            was, now, should = (str(f.at[query, c]) for f, c in ((a, "predicted"), (b, "predicted"), (b, "agent")))
             other = f"{was} -> {now}" if word == "fixed" else f"{was} -> {now}, should be {should}"
             lines.append(f"{word}: {query}  [{other}]")
     return "\n".join(lines)

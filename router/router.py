@@ -5,28 +5,31 @@ router = Router.from_pretrained("models/router")
 router.route("I was charged twice")
 """
 
+import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from router.agents import Agent, Value, load_agents, save_agents
 from router.decoding import Decoded, Decoder
 from router.encoding import Encoder
 from router.errors import InputError
 from router.examples import DECLINE
-from router.functiongemma import DEFAULT_SYSTEM, STOP_TOKENS, Answer, parse
+from router.functiongemma import DEFAULT_SYSTEM, END_CALL, STOP_TOKENS, Answer, parse
 from router.grammar import Grammar
 
 AGENTS_FILE = "agents.yaml"
 SETTINGS_FILE = "router.json"
+Result = TypeVar("Result")
 WINDOW = 8
 """Batches that `route_many` reads ahead, to put messages of like length into one batch."""
 
@@ -124,7 +127,7 @@ class Router:
             agents = load_agents(agents)
         if settings is None:
             file = _file_of(path, SETTINGS_FILE)
-            settings = Settings(**json.loads(Path(file).read_text(encoding="utf-8"))) if file else Settings()
+            settings = load_settings(file) if file else Settings()
         model, tokenizer = load_checkpoint(path, dtype or torch.float32)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(device), tokenizer, agents, settings)  # type: ignore[arg-type]
@@ -132,7 +135,7 @@ class Router:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the checkpoint, its agents and its settings; the weights in `dtype`, by default as they are."""
         folder = Path(folder)
-        model = self.model if dtype is None else self.model.to(dtype)
+        model = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         save_agents(self.agents, folder / AGENTS_FILE)
@@ -160,15 +163,17 @@ class Router:
         def answer(batch: Sequence[str]) -> list[Answer]:
             stop = [self._encoder.control[token] for token in STOP_TOKENS]
             ids = self._decoder.generate([self._encode(query)[0] for query in batch], stop, max_new_tokens)
-            return [parse(self.tokenizer.decode(tokens)) for tokens in ids]
+            return [parse(self._text(tokens)) for tokens in ids]
 
         yield from self._in_batches(queries, batch_size, answer)
 
-    def _in_batches(self, queries: Iterable[str], batch_size: int, answer: Any) -> Iterator[Any]:
+    def _in_batches(
+        self, queries: Iterable[str], batch_size: int, answer: Callable[[Sequence[str]], list[Result]]
+    ) -> Iterator[Result]:
         queries = iter(queries)
         while window := list(islice(queries, WINDOW * batch_size)):
             order = sorted(range(len(window)), key=lambda place: len(window[place]))
-            answers: dict[int, Any] = {}
+            answers: dict[int, Result] = {}
             for start in range(0, len(window), batch_size):
                 places = order[start : start + batch_size]
                 answers.update(zip(places, answer([window[place] for place in places]), strict=True))
@@ -180,26 +185,30 @@ class Router:
             raise InputError("the query is empty")
         return self._encoder.message(query, self.settings.max_query_tokens)
 
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
+
     def _route(self, queries: Sequence[str]) -> list[Route]:
         encoded = [self._encode(query) for query in queries]
         decoded = self._decoder.decode([ids for ids, _ in encoded])
         return [self._result(found, cut) for found, (_, cut) in zip(decoded, encoded, strict=True)]
 
     def _result(self, found: Decoded, truncated: bool) -> Route:
-        answer = parse(self.tokenizer.decode(found.tokens))
+        answer = parse(self._text(found.tokens) + END_CALL)
         assert len(answer.calls) == 1, f"the grammar let through {answer}"
         call = answer.calls[0]
-        none = math.exp(found.agents[""])
-        total = sum(math.exp(score) for name, score in found.agents.items() if name)
-        ranked = sorted(((math.exp(s) / total, name) for name, s in found.agents.items() if name), reverse=True)
-        agents = {name: probability for probability, name in ranked}
+        scores = {name: score for name, score in found.agents.items() if name}
+        total = float(np.logaddexp.reduce(list(scores.values())))
+        ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+        agents = {name: math.exp(scores[name] - total) for name in ranked}
+        in_scope = min(1.0, math.exp(total))
         arguments = dict.fromkeys(call.arguments, 1.0)
-        skipped = 1.0
+        skipped = 1.0  # probability of having come to this argument, where others could stand instead
         for decides, score in found.decisions:
             if decides in arguments:
                 arguments[decides] *= math.exp(score) * skipped
             skipped = math.exp(score) * skipped if decides == "" else 1.0
-        in_scope = total / (total + none)
         return Route(
             agent=call.name,
             arguments=call.arguments,  # type: ignore[arg-type]
@@ -221,9 +230,23 @@ def load_checkpoint(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no usable checkpoint there ({' '.join(str(error).split())[:200]})") from None
+    except Exception as error:  # each library raises its own, tokenizers even a bare Exception
+        raise InputError(f"{path}: no usable checkpoint there ({_one_line(error)})") from None
+    if model.config.model_type != "gemma3_text":
+        raise InputError(f"{path}: is a {model.config.model_type} model; a router needs a gemma3_text model")
     return model, tokenizer
+
+
+def load_settings(path: str | Path) -> Settings:
+    """Read settings as `save_settings` writes them.
+
+    Raises:
+        InputError: the file does not hold settings.
+    """
+    try:
+        return Settings(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not the settings of a router ({error})") from None
 
 
 def save_settings(settings: Settings, folder: str | Path) -> None:
@@ -232,7 +255,16 @@ def save_settings(settings: Settings, folder: str | Path) -> None:
 
 
 def _file_of(path: str, name: str) -> str | None:
-    """A file of a local or Hub checkpoint, or None if it has no such file."""
-    return cached_file(
-        path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    """A file of a local or Hub checkpoint, or None if it has no such file.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    try:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise InputError(f"{path}: no such folder, and no such model on the Hub ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -25,8 +25,11 @@ def without_duplicates(examples: Sequence[Example]) -> list[Example]:
     seen: dict[str, Example] = {}
     for example in examples:
         first = seen.setdefault(normalised(example.query) or example.query, example)
-        if (first.agent, first.arguments) != (example.agent, example.arguments) and not example.variant:
-            raise InputError(f"the query {example.query[:60]!r} stands twice with different labels; keep one")
+        if (first.agent, first.arguments) != (example.agent, example.arguments):
+            raise InputError(
+                f"the query {example.query[:60]!r} stands twice with different labels ({first.family} and "
+                f"{example.family}); keep one"
+            )
     return list(seen.values())
 
 
@@ -46,38 +49,43 @@ def merged_families(examples: Sequence[Example]) -> list[Example]:
 
 
 def _shares(sizes: dict[str, int], total: int) -> dict[str, int]:
-    """`total` in equal shares, no share above its size."""
-    shares = dict.fromkeys(sizes, 0)
-    for _ in range(total):
-        open_names = [name for name in sizes if shares[name] < sizes[name]]
-        name = min(open_names, key=lambda name: shares[name])
+    """`total` (at most the sum of sizes) in proportion to `sizes`; rounded by largest remainder."""
+    whole = sum(sizes.values())
+    exact = {name: total * size / whole for name, size in sizes.items()}
+    shares = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda name: shares[name] - exact[name])
+    for name in by_remainder[: total - sum(shares.values())]:
         shares[name] += 1
     return shares
 
 
 def take(pool: list[Example], count: int, rng: random.Random) -> tuple[list[Example], list[Example]]:
-    """Take `count` queries in whole families and equal shares for the agents; return them and what is left.
+    """Take `count` queries in whole families, as many of each agent as its share of the pool; return them and the rest.
 
-    The last family of an agent is cut to fit; what is cut off is left out of every split, so that no family straddles.
+    Where no whole family fits into what an agent still misses, its smallest is cut to fit. What is cut off is left out
+    of every split, so that no family straddles.
     """
-    by_agent: dict[str, list[Example]] = {}
+    by_agent: dict[str, dict[str, list[Example]]] = {}
     for example in pool:
-        by_agent.setdefault(str(example.agent), []).append(example)
-    shares = _shares({agent: len(examples) for agent, examples in by_agent.items()}, count)
+        by_agent.setdefault(str(example.agent), {}).setdefault(example.family, []).append(example)
+    missing = _shares({agent: sum(map(len, families.values())) for agent, families in by_agent.items()}, count)
     taken: list[Example] = []
     used: set[str] = set()
-    for agent, examples in by_agent.items():
-        families: dict[str, list[Example]] = {}
-        for example in examples:
-            families.setdefault(example.family, []).append(example)
-        order = sorted(families)
+    for agent, families in by_agent.items():
+        order = sorted(families.keys() - used)
         rng.shuffle(order)
-        missing = shares[agent]
+        left = []
         for family in order:
-            if missing and family not in used:
-                taken += families[family][:missing]
-                missing -= len(families[family][:missing])
-                used.add(family)
+            if len(families[family]) > missing[agent]:
+                left.append(family)
+                continue
+            taken += families[family]
+            missing[agent] -= len(families[family])
+            used.add(family)
+        if missing[agent] and left:
+            smallest = min(left, key=lambda family: len(families[family]))
+            taken += families[smallest][: missing[agent]]
+            used.add(smallest)
     rng.shuffle(taken)
     return taken, [example for example in pool if example.family not in used]
 
@@ -87,40 +95,54 @@ def make_splits(
 ) -> Splits:
     """Cut labelled queries into training, validation and test set.
 
-    With `test_source` the test set is that, whole, and queries nearly equal to one of it are refused for training.
-    Where there are too few queries for both, training and validation shrink in proportion. Rewritten copies
-    (`variant` > 0) go with their original into training and nowhere else.
+    With `test_source` the test set is that, whole, and queries nearly equal to one of it, or of a family of it, are
+    refused for training. Where there are too few queries for both, training and validation shrink in proportion.
+    Rewritten copies (`variant` > 0) follow their original into training, never elsewhere; those that came out nearly
+    equal to a query of another split are dropped.
 
     Raises:
         InputError: a split would be empty.
     """
     rng = random.Random(seed)
     originals = without_duplicates([example for example in examples if example.variant == 0])
-    if test_source is not None:
-        test = without_duplicates(test_source)
-        pairs = near_duplicates([example.query for example in originals], [example.query for example in test])
-        refused = {i for i, _, _ in pairs}
-        originals = [example for number, example in enumerate(originals) if number not in refused]
+    test = without_duplicates(test_source or [])
+    families = {example.family for example in test}
+    originals = [example for example in apart_from(originals, test) if example.family not in families]
     originals = merged_families(originals)
     available = len(originals)
-    if available < train + validation:
-        validation = max(1, available * validation // (train + validation))
+    wanted = train + validation
+    if available < wanted:
+        validation = max(1, available * validation // wanted)
         train = available - validation
     validation_split, rest = take(originals, validation, rng)
     train_split, rest = take(rest, min(train, len(rest)), rng)
-    splits = Splits(train_split, validation_split, test if test_source is not None else rest)
+    splits = Splits(train_split, validation_split, rest if test_source is None else test)
     for name, rows in vars(splits).items():
         if not rows:
             raise InputError(
-                f"params.yaml: the {name} split is empty ({available} queries for data.train {train} and "
-                f"data.validation {validation}); lower these or add queries"
+                f"params.yaml: data.train, data.validation: the {name} split is empty ({available} queries, {wanted} "
+                "asked for); lower these or add queries"
             )
-    # Copies are found by agent and original family: near-duplicate families may have been merged above.
-    family_of = {example.query: example.family for example in train_split}
-    copies, current = [], None
+    held_out = [*splits.validation, *splits.test]
+    return Splits(
+        [*splits.train, *apart_from(copies(examples, splits.train), held_out)], splits.validation, splits.test
+    )
+
+
+def apart_from(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    """The examples that are not nearly equal to one of `others`."""
+    pairs = near_duplicates([example.query for example in examples], [other.query for other in others])
+    near = {i for i, _, _ in pairs}
+    return [example for number, example in enumerate(examples) if number not in near]
+
+
+def copies(examples: Sequence[Example], originals: Sequence[Example]) -> list[Example]:
+    """The rewritten copies of `originals`. In `examples` they stand behind the query that they were made from."""
+    family_of = {example.query: example.family for example in originals}  # families may have been merged since
+    found, family = [], None
     for example in examples:
         if example.variant == 0:
-            current = family_of.get(example.query)
-        elif current is not None:
-            copies.append(example.model_copy(update={"family": current}))
-    return Splits([*splits.train, *copies], splits.validation, splits.test)
+            family = family_of.get(example.query)
+        elif family is not None:
+            found.append(example.model_copy(update={"family": family}))
+    return found

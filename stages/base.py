@@ -10,7 +10,14 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from router.errors import InputError, run
 from router.params import Params, load_params
@@ -24,16 +31,20 @@ def from_hub(repository: str, revision: str | None) -> Path:
     """The folder of a Hub checkpoint.
 
     Raises:
-        InputError: token, licence or network is missing.
+        InputError: there is no such model or revision, or token, licence or network is missing.
     """
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
     except GatedRepoError:
         raise InputError(
-            f"base {repository}: its licence must be accepted at https://huggingface.co/{repository} by the account whose "
-            "token is used (set HF_TOKEN or run `hf auth login`)"
+            f"base {repository}: its licence must be accepted at https://huggingface.co/{repository} by the account "
+            "whose token is used (set HF_TOKEN or run `hf auth login`)"
         ) from None
-    except RepositoryNotFoundError:
+    except RevisionNotFoundError:
+        raise InputError(
+            f"revision {revision}: {repository} has no such revision on the Hub; check params.yaml"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
         raise InputError(
             f"base {repository}: no such folder, and no such model on the Hub for this account; check the name, and "
             "log in with `hf auth login` if the model is private or gated"
@@ -57,6 +68,8 @@ def main() -> None:
     weights = list(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").exists():
         raise InputError(f"base {params.base}: {folder} is no Transformers checkpoint with safetensors weights")
+    if folder.resolve() == OUTPUT.resolve():
+        raise InputError(f"base {params.base}: that is where the base is written to; name another folder")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
     for pattern in FILES:

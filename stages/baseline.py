@@ -2,11 +2,11 @@
 
     python stages/baseline.py
 
-Reads data/{train,test}.jsonl and data/out_of_scope.yaml; writes metrics/baselines.json and plots/predictions_baselines.csv.
+Reads data/{train,test}.jsonl and data/out_of_scope.yaml;
+writes metrics/baselines.json and plots/predictions_baselines.csv.
 """
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from router.errors import run
 from router.examples import Example, read_conversations, read_out_of_scope
-from router.metrics import RoutingAccuracy, out_of_scope, write_metrics
+from router.metrics import out_of_scope, write_metrics
 from router.predictions import as_json
+from router.scoring import score
 
 
 def majority() -> Pipeline:
@@ -85,11 +86,10 @@ def main() -> None:
         baseline = Baseline(name, train)
         seconds = time.perf_counter() - start
         calls = baseline.predict(queries)
-        metrics[name] = RoutingAccuracy(keep_in_memory=True).compute(predictions=calls, references=references)
+        metrics[name] = score(calls, references)
         inside, outside = (baseline.agent.predict_proba(texts).max(axis=1) for texts in (queries, strangers))
         metrics[name]["out_of_scope"] = {"auroc": out_of_scope(inside, outside), "total": len(strangers)}
-        right = Counter(call["agent"] == row["agent"] for call, row in zip(calls, references, strict=True))[True]
-        print(f"{name}: {right}/{len(test)} agents right; trained in {seconds:.2f} s")
+        print(f"{name}: {metrics[name]['correct']}/{len(test)} agents right; trained in {seconds:.2f} s")
         frames.append(
             pd.DataFrame(
                 {

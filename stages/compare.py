@@ -7,6 +7,7 @@ writes metrics/comparison.json, metrics/report.md, plots/*.png, plots/flips.csv 
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,6 +38,36 @@ def flips(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     )[changed].sort_values(["change", "query"], kind="stable")
 
 
+def tables_of_plots(
+    results: dict[str, dict[str, Any]],
+    inside: dict[str, pd.DataFrame],
+    curves: dict[str, pd.DataFrame],
+    calibrations: dict[str, pd.DataFrame],
+) -> dict[str, pd.DataFrame]:
+    """The data of the pictures, once more for `dvc plots`, which compares revisions."""
+    before, after = (results[name]["agents"] for name in ("before", "after"))
+    by_agent = [
+        {
+            "agent": short(agent),
+            "before": before[agent]["accuracy"],
+            "after": after[agent]["accuracy"],
+            "gain": after[agent]["accuracy"] - before[agent]["accuracy"],
+        }
+        for agent in after
+    ]
+    return {
+        "accuracy": pd.DataFrame({"model": NAMES[name], "accuracy": m["accuracy"]} for name, m in results.items()),
+        "by_agent": pd.DataFrame(by_agent),
+        "confusion": pd.DataFrame(
+            {"actual": inside["after"]["agent"], **{name: table["predicted"] for name, table in inside.items()}}
+        ).map(short),
+        "coverage": pd.DataFrame(
+            {"coverage": curves["after"]["coverage"], **{name: curve["accuracy"] for name, curve in curves.items()}}
+        ).iloc[:: max(1, len(curves["after"]) // 100)],
+        "reliability": calibrations["after"],
+    }
+
+
 def main() -> None:
     params = load_params()
     before_metrics, after_metrics = read_metrics("metrics/before.json"), read_metrics("metrics/after.json")
@@ -44,7 +75,7 @@ def main() -> None:
     results = {
         "before": before_metrics,
         "after": after_metrics,
-        **{name: baselines[name] for name in NAMES if name in baselines},
+        **{name: baselines[name] for name in NAMES if name not in ("before", "after")},
     }
     tables = {name: read_table(PLOTS / f"predictions_{name}.csv") for name in ("before", "after")}
     inside = {name: table[table["agent"] != ""] for name, table in tables.items()}
@@ -59,7 +90,7 @@ def main() -> None:
         "accuracy_gain_low": low,
         "accuracy_gain_high": high,
         "call_accuracy_gain": after_metrics["call_accuracy"] - before_metrics["call_accuracy"],
-        "mcnemar_p": float(f"{mcnemar(right['before'], right['after']):.3g}"),
+        "mcnemar_p": mcnemar(right["before"], right["after"]),
         "fixed": int((changed["change"] == "fixed").sum()),
         "broken": int((changed["change"] == "broken").sum()),
         "baselines": {
@@ -74,23 +105,9 @@ def main() -> None:
     write_metrics(comparison, "metrics/comparison.json")
     changed.to_csv(PLOTS / "flips.csv", index=False, lineterminator="\n")
 
-    # The data of the pictures, once more for `dvc plots`, which compares revisions.
-    agents = [
-        {"agent": short(agent), "model": name, "accuracy": metrics["agents"][agent]["accuracy"]}
-        for name, metrics in results.items()
-        for agent in metrics["agents"]
-    ]
-    overall = [{"model": NAMES[name], "accuracy": metrics["accuracy"]} for name, metrics in results.items()]
-    curves = {name: risk_coverage(table["score"], right[name]) for name, table in inside.items()}
-    calibrations = {name: reliability(table["confidence"], right[name]) for name, table in inside.items()}
-    frames = {
-        "accuracy": pd.DataFrame(overall),
-        "by_agent": pd.DataFrame(agents),
-        "confusion": inside["after"][["agent", "predicted"]].rename(columns={"agent": "actual"}).map(short),
-        "coverage": curves["after"].iloc[:: max(1, len(curves["after"]) // 100)],
-        "reliability": calibrations["after"],
-    }
-    for name, frame in frames.items():
+    curves = {name: risk_coverage(table["score"].tolist(), right[name]) for name, table in inside.items()}
+    calibrations = {name: reliability(table["confidence"].tolist(), right[name]) for name, table in inside.items()}
+    for name, frame in tables_of_plots(results, inside, curves, calibrations).items():
         frame.round(4).to_csv(PLOTS / f"{name}.csv", index=False, lineterminator="\n")
     draw_all(PLOTS, pd.read_csv(PLOTS / "loss.csv"), results, calibrations, curves)
 
@@ -98,9 +115,8 @@ def main() -> None:
     Path("metrics/report.md").write_text(text, encoding="utf-8")
     # Not in Git: it would differ after every commit.
     Path("metrics/changes.md").write_text(changes_since("HEAD", after_metrics), encoding="utf-8")
-    print(
-        f"accuracy {before_metrics['accuracy']:.1%} -> {after_metrics['accuracy']:.1%}; metrics/report.md, plots/overview.png"
-    )
+    gain = f"{before_metrics['accuracy']:.1%} -> {after_metrics['accuracy']:.1%}"
+    print(f"accuracy {gain}; metrics/report.md, plots/overview.png")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from tqdm import tqdm
 from router.agents import load_agents
 from router.checkpoints import load_state, save_state
 from router.embedded.corpus import Corpus, check_apart, load_corpus
-from router.embedded.pretraining import episodes, learning_rate, new_model, new_optimizer, save, train_step
+from router.embedded.meanings import texts_by_tool, word_vectors
+from router.embedded.pretraining import batches, learning_rate, new_model, new_optimizer, save, train_step
 from router.embedded.tokenizer import train_tokenizer
+from router.encoding import Encoder
 from router.errors import run
 from router.examples import read_bank, read_out_of_scope
 from router.params import Params, load_params
@@ -67,18 +69,20 @@ def main() -> None:
 
     tokenizer = train_tokenizer(tokenizer_texts(corpus), embedded.vocabulary)
     torch.manual_seed(params.seed)
-    model = new_model(tokenizer, embedded)
+    plain = Encoder(tokenizer, [], "")
+    vectors = word_vectors(plain, texts_by_tool(corpus), len(tokenizer), embedded.hidden)
+    model = new_model(tokenizer, embedded, vectors)
     optimizer = new_optimizer(model, embedded.lr)
     print(f"{sum(weights.numel() for weights in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
 
     folder = checkpoint_folder(params)
     start = load_state(folder, model, optimizer)
     model.train()
-    source = episodes(corpus, params.seed, first_step=start)
     progress = tqdm(range(start, embedded.steps), initial=start, total=embedded.steps, unit="step", smoothing=0.05)
     average = None
     for step in progress:
-        loss = train_step(model, optimizer, tokenizer, source, learning_rate(step, embedded.steps, embedded.lr))
+        parts = batches(corpus, tokenizer, params.seed, step, embedded.steps)
+        loss = train_step(model, optimizer, parts, learning_rate(step, embedded.steps, embedded.lr))
         average = loss if average is None else 0.98 * average + 0.02 * loss
         progress.set_postfix(loss=f"{average:.3f}")
         if (step + 1) % CHECKPOINT_EVERY == 0:

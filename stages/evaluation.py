@@ -17,25 +17,20 @@ from router.agents import Agent, load_agents
 from router.errors import InputError, run
 from router.examples import Example, read_conversations, read_out_of_scope
 from router.functiongemma import Answer
-from router.metrics import (
-    RoutingAccuracy,
-    at_coverages,
-    calibration,
-    out_of_scope,
-    share,
-    slices,
-    write_metrics,
-)
+from router.metrics import at_coverages, calibration, out_of_scope, share, slices, write_metrics
 from router.params import load_params
 from router.predictions import as_json, table
 from router.router import AGENTS_FILE, Route, Router, Settings
+from router.scoring import score
 
 TEST = "data/test.jsonl"
 OUT_OF_SCOPE = "data/out_of_scope.yaml"
+ERRORS = ("broken_syntax", "missing_argument", "no_call", "several_calls", "unknown_agent", "unknown_value")
+"""What can be wrong with a freely generated answer; an argument that the agent does not have is an unknown value."""
 
 
 def kind_of_answer(answer: Answer, agents: list[Agent]) -> str:
-    """Whether a freely generated answer is a valid call, and what is wrong with it if not."""
+    """`valid` for a valid call, or which of ERRORS it is."""
     if answer.error:
         return "broken_syntax"
     if len(answer.calls) != 1:
@@ -54,27 +49,25 @@ def free_metrics(answers: list[Answer], examples: list[Example], agents: list[Ag
     kinds = Counter(kind_of_answer(answer, agents) for answer in answers)
     named = [answer.calls[0].name if len(answer.calls) == 1 else None for answer in answers]
     right = [name == example.agent for name, example in zip(named, examples, strict=True)]
-    valid = kinds.pop("valid", 0)
-    errors = {kind: kinds.get(kind, 0) for kind in
-              ("broken_syntax", "missing_argument", "no_call", "several_calls", "unknown_agent", "unknown_value")}  # fmt: skip
-    return share(right) | {"valid_rate": valid / len(answers), "errors": errors}
+    errors = {kind: kinds[kind] for kind in ERRORS}
+    return share(right) | {"valid_rate": kinds["valid"] / len(answers), "errors": errors}
 
 
 def measure(routes: list[Route], outside: list[Route], examples: list[Example], threshold: float) -> dict[str, object]:
     """The metrics of constrained routing."""
-    accuracy = RoutingAccuracy(keep_in_memory=True).compute(
+    accuracy = score(
         predictions=[{"agent": route.agent, "arguments": as_json(route.arguments)} for route in routes],
         references=[{"agent": example.agent, "arguments": as_json(example.arguments)} for example in examples],
     )
     right = [route.agent == example.agent for route, example in zip(routes, examples, strict=True)]
-    scores = [route.score for route in routes]
+    certainty = [route.score for route in routes]
     answered = [hit for hit, route in zip(right, routes, strict=True) if not route.abstained]
     return accuracy | {
         "calibration": calibration([route.confidence for route in routes], right),
-        "coverage": at_coverages(scores, right),
+        "coverage": at_coverages(certainty, right),
         "slices": slices([example.tags for example in examples], right),
         "out_of_scope": {
-            "auroc": out_of_scope(scores, [route.score for route in outside]),
+            "auroc": out_of_scope(certainty, [route.score for route in outside]),
             "total": len(outside),
             "abstained": sum(route.abstained for route in outside) / len(outside),
         },

@@ -16,7 +16,7 @@ from router.splits import make_splits
 
 QUERIES = "data/queries.jsonl"
 NEGATIVES = "data/negatives.yaml"
-BANK = "data/bank"
+BANK = Path("data/bank")
 """As `data.test_source`: no separate test set."""
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     data = params.data
     agents = load_agents(params.agents)
     examples = read_queries(QUERIES, agents)
-    test_source = read_queries(data.test_source, agents) if data.test_source != BANK else None
+    test_source = read_queries(data.test_source, agents) if Path(data.test_source) != BANK else None
     splits = make_splits(examples, test_source, data.train, data.validation, params.seed)
 
     negatives = read_out_of_scope(NEGATIVES)
@@ -38,11 +38,14 @@ def main() -> None:
         "validation": [*splits.validation, *negatives[data.negatives : data.negatives + for_validation]],
         "test": splits.test,
     }
-    for name, examples in rows.items():
+    for name, split in rows.items():
         path = Path(f"data/{name}.jsonl")
-        write_jsonl((conversation(example, agents, params.router.system) for example in examples), path)
-        out_of_scope = sum(example.agent is None for example in examples)
-        print(f"{path}: {len(examples) - out_of_scope} queries, {out_of_scope} out of scope")
+        write_jsonl((conversation(example, agents, params.router.system) for example in split), path)
+        out_of_scope = sum(example.agent is None for example in split)
+        print(f"{path}: {len(split) - out_of_scope} queries, {out_of_scope} out of scope")
+    unused = len(examples) + len(test_source or []) - sum(map(len, vars(splits).values()))
+    if unused:
+        print(f"{unused} queries are in no split: equal to others, nearly equal to test queries, or not asked for")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def counts(values: list[str]) -> dict[str, int]:
 def describe(examples: list[Example], agents: list[Agent], encoder: Encoder, limit: int) -> dict[str, Any]:
     """Counts by agent, value and tag, and lengths in tokens of the base's own tokenizer."""
     inside = [example for example in examples if example.agent is not None]
-    lengths = [len(encoder.message(example.query, 10 * limit)[0]) for example in examples]
+    lengths = [len(encoder.text(example.query)) for example in examples]
     return {
         "total": len(inside),
         "out_of_scope": len(examples) - len(inside),

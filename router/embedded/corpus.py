@@ -222,6 +222,19 @@ def episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
     return (desk_episode if rng.random() < 0.6 else tool_episode)(corpus, rng, messages)
 
 
+def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call]:
+    """A message with a call that fits it, of its own tool or of a desk of its kind, where nothing is declared."""
+    tool = rng.choice(corpus.tools)
+    utterance = rng.choice(tool.utterances)
+    if rng.random() < 0.4:
+        return utterance.text, Call(tool.agent.name, utterance.arguments)
+    topic_name, urgency_name = corpus.topic_names[0], corpus.urgency_names[0]
+    first = next(iter(tool.agent.parameters))
+    topic = str(utterance.arguments[first]) if rng.random() < 0.5 else tool.agent.name
+    arguments: dict[str, Value] = {topic_name: topic, urgency_name: utterance.urgency}
+    return utterance.text, Call(rng.choice(corpus.desks[tool.kind].names), arguments)
+
+
 def without_domains(corpus: Corpus, domains: Sequence[str]) -> Corpus:
     """The corpus less some domains, to measure on them what carries over."""
     return replace(corpus, tools=[tool for tool in corpus.tools if tool.domain not in domains])

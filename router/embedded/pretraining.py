@@ -1,45 +1,52 @@
-"""Builds the embedded base: a miniature Gemma 3 that reads function-calling episodes from a random start.
+"""Builds the embedded base: a miniature Gemma 3 that learns from a random start what customers' messages mean.
 
-Each step takes a few episodes. An episode's declarations are computed once and shared by its messages, which are
-computed as one batch; so the step costs little more than the messages themselves.
+Its word vectors start from counts (see `meanings`): from random ones it took no notice of the messages for tens of
+thousands of examples. First it reads messages alone, each answered by a call without any declaration: short rows, many
+of them, from which it learns which words mean the same. Then it reads episodes, whose declarations it must choose from;
+an episode's prompt is computed once and shared by its messages.
 """
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from router.augment import casing, typo
-from router.embedded.corpus import Corpus, Episode, episode
+from router.embedded.corpus import Corpus, Episode, episode, undeclared
 from router.encoding import Encoder
 from router.examples import DECLINE
-from router.functiongemma import DEFAULT_SYSTEM, STOP_TOKENS
+from router.functiongemma import DEFAULT_SYSTEM, STOP_TOKENS, Call
 from router.params import EmbeddedParams
-from router.prefix_sharing import IGNORED, attention_masks, collate_sharing_prefix
+from router.prefix_sharing import IGNORED, PADDING, attention_masks, collate_sharing_prefix
 
+READING = 0.66
+"""Share of the steps that read messages alone; they cost half of the others."""
+ROWS = 64
+"""Messages of one step of reading."""
 MESSAGES = 24
 """Messages of one episode."""
 EPISODES = 2
-"""Episodes of one step."""
+"""Episodes of one later step."""
 CUTS = 0.03
 """Share of the places inside a message where tokens are kept from merging, so that a word is seen in other parts too.
 
 As BPE dropout does (Provilkov et al., 2020), which `tokenizers` offers with a random source that cannot be seeded.
 """
-MESSAGE_WEIGHT = 0.3
-"""Weight of predicting the message's own tokens beside those of the answer: that is where words' meanings come from."""
 WINDOW = 512
 """Tokens that a sliding-window layer looks back, as in FunctionGemma."""
 MAX_MESSAGE = 96
 """Tokens of a message; the few longer ones are cut."""
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams) -> Gemma3ForCausalLM:
-    """A Gemma 3 of a few million parameters with random weights (from torch's global seed)."""
+def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vectors: torch.Tensor) -> Gemma3ForCausalLM:
+    """A Gemma 3 of a few million parameters: random weights (from torch's global seed) around given word vectors.
+
+    Args:
+        vectors: of every token, (vocabulary, hidden)
+    """
     heads = 4
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
@@ -59,6 +66,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams) -> Gem
         tie_word_embeddings=True,
     )
     model = Gemma3ForCausalLM(config)
+    model.model.embed_tokens.weight.data.copy_(vectors)
     stop = [tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS]
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=stop, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -81,48 +89,50 @@ def cut(text: str, rng: random.Random) -> list[str]:
     return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-def encoded(tokenizer: PreTrainedTokenizerFast, shown: Episode, rng: random.Random) -> list[dict[str, Any]]:
-    """An episode's messages with their answers as token ids, and what predicting each token counts for."""
+def message_ids(encoder: Encoder, text: str, rng: random.Random) -> list[int]:
+    """A message as another hand would type it and as other parts of words."""
+    return [index for part in cut(noisy(text, rng), rng) for index in encoder.text(part)][:MAX_MESSAGE]
+
+
+def example(encoder: Encoder, text: str, call: Call | None, rng: random.Random) -> dict[str, Any]:
+    """A message with its answer as token ids, for `collate_sharing_prefix`."""
+    prompt = [*encoder.prefix, *message_ids(encoder, text, rng), *encoder.turn]
+    answer = encoder.decline(DECLINE) if call is None else encoder.call(call)
+    labels = [IGNORED] * len(prompt) + answer
+    return {"input_ids": prompt + answer, "labels": labels, "prefix_length": len(encoder.prefix)}
+
+
+def reading_batch(corpus: Corpus, bare: Encoder, rng: random.Random) -> dict[str, torch.Tensor]:
+    """Messages alone, each in a row of its own, answered by the call that its tool or a desk of its kind would get."""
+    drawn = [example(bare, *undeclared(corpus, rng), rng) for _ in range(4 * ROWS)]
+    # A run of like lengths, so that little of the batch is padding.
+    drawn.sort(key=lambda row: len(row["input_ids"]))
+    start = rng.randrange(len(drawn) - ROWS + 1)
+    rows = [collate_sharing_prefix([row]) for row in drawn[start : start + ROWS]]
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    fill = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": PADDING}
+    return {
+        name: torch.cat([pad(row[name], (0, longest - row[name].shape[1]), value=value) for row in rows])
+        for name, value in fill.items()
+    }
+
+
+def episode_batch(tokenizer: PreTrainedTokenizerFast, shown: Episode, rng: random.Random) -> dict[str, torch.Tensor]:
+    """An episode in one row: its declarations once, then every message with its answer."""
     encoder = Encoder(tokenizer, shown.agents, DEFAULT_SYSTEM)
-    messages = [
-        [index for part in cut(noisy(text, rng), rng) for index in encoder.text(part)][:MAX_MESSAGE]
-        for text, _ in shown.messages
-    ]
-    P = len(encoder.prefix)
-    examples = []
-    for message, (_, call) in zip(messages, shown.messages, strict=True):
-        answer = encoder.decline(DECLINE) if call is None else encoder.call(call)
-        examples.append(
-            {
-                "input_ids": [*encoder.prefix, *message, *encoder.turn, *answer],
-                "labels": [IGNORED] * P + message + [IGNORED] * len(encoder.turn) + answer,
-                "answer_length": len(answer),
-                "prefix_length": P,
-            }
-        )
-    return examples
+    return collate_sharing_prefix([example(encoder, text, call, rng) for text, call in shown.messages])
 
 
-def episode_loss(model: Gemma3ForCausalLM, examples: list[dict[str, Any]]) -> torch.Tensor:
-    """Weighted mean cross-entropy of an episode's messages and answers, over one computation of its prefix."""
-    batch = collate_sharing_prefix(examples)
-    labels, segments = batch["labels"], batch["segments"]
-    predicts = labels[:, 1:] != IGNORED  # (1, L - 1)
+def batch_loss(model: Gemma3ForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of the answers' tokens."""
+    answers = batch["labels"][:, 1:] != IGNORED  # (R, L - 1)
     hidden = model.model(
         input_ids=batch["input_ids"],
-        attention_mask=attention_masks(batch["position_ids"], segments, WINDOW),
+        attention_mask=attention_masks(batch["position_ids"], batch["segments"], WINDOW),
         position_ids=batch["position_ids"],
         use_cache=False,
     ).last_hidden_state
-    losses = cross_entropy(model.lm_head(hidden[:, :-1][predicts]).float(), labels[:, 1:][predicts], reduction="none")
-    is_answer = torch.cat(
-        [
-            torch.arange(sum(label != IGNORED for label in example["labels"])).flip(0) < example["answer_length"]
-            for example in examples
-        ]
-    )
-    weight = torch.where(is_answer, 1.0, MESSAGE_WEIGHT)
-    return (losses * weight).sum() / weight.sum()
+    return cross_entropy(model.lm_head(hidden[:, :-1][answers]), batch["labels"][:, 1:][answers])
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -131,13 +141,14 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
-def episodes(corpus: Corpus, seed: int, first_step: int) -> Iterator[tuple[Episode, random.Random]]:
-    """The episodes from a step on; each depends on the seed and its number alone, so that training can be resumed."""
-    number = first_step * EPISODES
-    while True:
-        rng = random.Random(f"{seed}/{number}")
-        yield episode(corpus, rng, MESSAGES), rng
-        number += 1
+def batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, seed: int, step: int, steps: int
+) -> list[dict[str, torch.Tensor]]:
+    """What one step learns from; it depends on the seed and the step alone, so that training can be resumed."""
+    rng = random.Random(f"{seed}/{step}")
+    if step < READING * steps:
+        return [reading_batch(corpus, Encoder(tokenizer, [], ""), rng)]
+    return [episode_batch(tokenizer, episode(corpus, rng, MESSAGES), rng) for _ in range(EPISODES)]
 
 
 def new_optimizer(model: Gemma3ForCausalLM, peak: float) -> torch.optim.AdamW:
@@ -148,19 +159,12 @@ def new_optimizer(model: Gemma3ForCausalLM, peak: float) -> torch.optim.AdamW:
 
 
 def train_step(
-    model: Gemma3ForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: PreTrainedTokenizerFast,
-    source: Iterator[tuple[Episode, random.Random]],
-    lr: float,
+    model: Gemma3ForCausalLM, optimizer: torch.optim.Optimizer, parts: list[dict[str, torch.Tensor]], lr: float
 ) -> float:
-    """One optimizer step on the next episodes; returns the mean loss, in nats a token."""
+    """One optimizer step on the mean loss of `parts`, which it returns, in nats a token."""
     total = 0.0
-    for _ in range(EPISODES):
-        examples = encoded(tokenizer, *next(source))
-        # Weights stay in fp32; the products in 16 bit take about two thirds of the time where the processor has them.
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = episode_loss(model, examples) / EPISODES
+    for batch in parts:
+        loss = batch_loss(model, batch) / len(parts)
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
