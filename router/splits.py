@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from router.duplicates import near_duplicates, normalised
 from router.errors import InputError
@@ -146,3 +147,17 @@ def copies(examples: Sequence[Example], originals: Sequence[Example]) -> list[Ex
         elif family is not None:
             found.append(example.model_copy(update={"family": family}))
     return found
+
+
+def nested(examples: Sequence[Example], size: int) -> list[Example]:
+    """The first `size` queries, agents in turn and families together; and every message that no agent fits.
+
+    A smaller size gives a part of what a larger one gives.
+    """
+    families = {family: rank for rank, family in enumerate(dict.fromkeys(example.family for example in examples))}
+    waiting: dict[str | None, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: families[example.family]):
+        waiting.setdefault(example.agent, []).append(example)
+    out_of_scope = waiting.pop(None, [])
+    turns = [example for turn in zip_longest(*waiting.values()) for example in turn if example is not None]
+    return [*turns[:size], *out_of_scope]

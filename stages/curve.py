@@ -3,8 +3,8 @@
     python stages/curve.py
 
 Reads data/queries.jsonl, data/negatives.yaml, models/base; writes metrics/curve.json, plots/curve.csv, plots/curve.png.
-Runs the pipeline's own stages split, train and baseline in a folder for each size. The seed makes every training set
-part of the next, with one validation set for all; all are measured on what the largest leaves over. Interrupted, it
+The split is the pipeline's own, made for the largest size; each smaller training set is part of the next, and all are
+validated and tested on the same queries. Runs the stages train and baseline in a folder for each size. Interrupted, it
 goes on from where it was.
 """
 
@@ -20,16 +20,18 @@ from ruamel.yaml import YAML
 
 from router.agents import load_agents
 from router.errors import InputError, run
-from router.examples import read_conversations, read_queries
+from router.examples import conversation, read_conversations, read_queries, write_jsonl
 from router.figures import draw_learning_curve
 from router.metrics import read_metrics, share, write_metrics
 from router.params import Params, load_params
 from router.router import Router
+from router.splits import nested
 from router.training import inputs_key
 
 SIZES = (12, 23, 46, 92, 184, 368)
-SHARED = ("data/queries.jsonl", "data/negatives.yaml", "data/out_of_scope.yaml", "models/base")
+SHARED = ("data/negatives.yaml", "data/out_of_scope.yaml", "models/base")
 BASELINE = "tfidf_characters"
+METRICS = "metrics/curve.json"
 
 
 def usable(sizes: tuple[int, ...], queries: int, validation: int) -> list[int]:
@@ -44,8 +46,8 @@ def usable(sizes: tuple[int, ...], queries: int, validation: int) -> list[int]:
     return fitting
 
 
-def prepare(folder: Path, size: int, params: Params) -> None:
-    """A project folder that differs from this one in `data.train` alone; its inputs are links."""
+def prepare(folder: Path, params: Params, size: int) -> None:
+    """A project folder whose inputs are links to this one's, with `data.train` set to `size`."""
     for name in (*SHARED, params.agents, params.data.test_source):
         link = folder / name
         if Path(name).exists() and not Path(name).is_absolute() and not link.exists():
@@ -80,19 +82,25 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     params = load_params()
-    queries = read_queries("data/queries.jsonl", load_agents(params.agents))
-    sizes = usable(SIZES, sum(example.variant == 0 for example in queries), params.data.validation)
+    agents = load_agents(params.agents)
+    queries = [example for example in read_queries("data/queries.jsonl", agents) if example.variant == 0]
+    sizes = usable(SIZES, len(queries), params.data.validation)
     inputs = [Path("data/queries.jsonl"), *sorted(path for path in Path("models/base").iterdir() if path.is_file())]
     root = Path(".checkpoints") / f"curve-{inputs_key(inputs, params.model_dump(exclude={'hub', 'embedded'}))}"
-    folders = {size: root / str(size) for size in sizes}
-    for size, folder in folders.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare(folder, size, params)
-        run_stage(folder, "split")
+    whole = root / "split"
+    (whole / "data").mkdir(parents=True, exist_ok=True)
+    write_jsonl((example.model_dump() for example in queries), whole / "data/queries.jsonl")  # no rewritten copies
+    prepare(whole, params, sizes[-1])
+    run_stage(whole, "split")
+    train = read_conversations(whole / "data/train.jsonl")
     results: dict[str, dict[int, Any]] = {"router": {}, BASELINE: {}}
-    for size, folder in folders.items():
-        if size != sizes[-1]:
-            shutil.copyfile(folders[sizes[-1]] / "data/test.jsonl", folder / "data/test.jsonl")
+    for size in sizes:
+        folder = root / str(size)
+        prepare(folder, params, size)
+        for name in ("validation", "test"):
+            shutil.copyfile(whole / f"data/{name}.jsonl", folder / f"data/{name}.jsonl")
+        rows = (conversation(example, agents, params.router.system) for example in nested(train, size))
+        write_jsonl(rows, folder / "data/train.jsonl")
         done = folder / "metrics/router.json"
         if not done.exists():
             print(f"{size} training queries")
@@ -100,17 +108,13 @@ def main() -> None:
             run_stage(folder, "baseline")
             write_metrics(measure(folder), done)
         results["router"][size] = read_metrics(done)
-        results[BASELINE][size] = read_metrics(folder / "metrics/baselines.json")[BASELINE]
-    chance = results[BASELINE][sizes[0]]["chance"]
-    kept = ("accuracy", "accuracy_low", "accuracy_high", "correct", "total")
-    curves = {name: {size: {key: m[key] for key in kept} for size, m in rows.items()} for name, rows in results.items()}
-    write_metrics(
-        {name: {str(size): m for size, m in rows.items()} for name, rows in curves.items()}, "metrics/curve.json"
-    )
-    table = pd.DataFrame({name: {size: m["accuracy"] for size, m in rows.items()} for name, rows in curves.items()})
+        baseline = read_metrics(folder / "metrics/baselines.json")[BASELINE]
+        results[BASELINE][size] = {key: baseline[key] for key in results["router"][size]}
+    write_metrics({name: {str(size): m for size, m in rows.items()} for name, rows in results.items()}, METRICS)
+    table = pd.DataFrame({name: {size: m["accuracy"] for size, m in rows.items()} for name, rows in results.items()})
     Path("plots").mkdir(exist_ok=True)
     table.round(4).to_csv("plots/curve.csv", index_label="queries", lineterminator="\n")
-    draw_learning_curve(Path("plots/curve.png"), curves["router"], curves[BASELINE], chance)
+    draw_learning_curve(Path("plots/curve.png"), results["router"], results[BASELINE], baseline["chance"])
     shutil.rmtree(root)
     print(table.map("{:.1%}".format).to_string())
 

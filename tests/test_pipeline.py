@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dvc.repo import Repo
 from networkx import ancestors
 from ruamel.yaml import YAML

@@ -118,5 +118,5 @@ def run_training(folder: Path) -> str:
     """Run it to its end; what it printed."""
     process = start_training(folder)
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    assert process.returncode == 0, f"exit {process.returncode}: {errors}"
     return output
