@@ -112,11 +112,16 @@ def test_a_second_training_waits_for_the_first(tmp_path: Path) -> None:
     first = tiny.start_training(folder)
     while not marked(folder, 2):
         assert first.poll() is None
-        time.sleep(0.01)
-    second = tiny.run_training(folder)
-    assert "waiting for its end" in second
-    assert first.wait() == 0
-    first.communicate()
+        time.sleep(0.002)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = tiny.start_training(folder)
+    try:
+        assert second.stdout.readline() == ".checkpoints: another process still trains there; waiting for its end\n"
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    for process in (first, second):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     assert list((folder / ".checkpoints").iterdir()) == []
 
 
