@@ -7,7 +7,7 @@ each stand for many tools of one kind, as the agents of a router do.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +233,3 @@ def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call]:
     topic = str(utterance.arguments[first]) if rng.random() < 0.5 else tool.agent.name
     arguments: dict[str, Value] = {topic_name: topic, urgency_name: utterance.urgency}
     return utterance.text, Call(rng.choice(corpus.desks[tool.kind].names), arguments)
-
-
-def without_domains(corpus: Corpus, domains: Sequence[str]) -> Corpus:
-    """The corpus less some domains, to measure on them what carries over."""
-    return replace(corpus, tools=[tool for tool in corpus.tools if tool.domain not in domains])
