@@ -31,7 +31,7 @@ embedded: $(READY)
 
 # The learning curve: trains a router for each number of queries.
 curve: $(READY)
-	$(BIN)/dvc repro curve/dvc.yaml
+	$(BIN)/dvc repro optional/dvc.yaml:curve
 
 # The plots as a page that needs no internet: dvc_plots/index.html.
 plots: $(READY)
@@ -40,7 +40,7 @@ plots: $(READY)
 
 # Package model and data, and upload them unless params.yaml says hub.dry_run: true.
 publish: $(READY)
-	$(BIN)/dvc repro publish/dvc.yaml
+	$(BIN)/dvc repro optional/dvc.yaml:publish
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

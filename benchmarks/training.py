@@ -53,7 +53,7 @@ from benchmarks.common import (
 from router.errors import InputError, run
 from router.params import load_params
 from router.prefix_sharing import IGNORED
-from router.training import configuration, features, make_trainer
+from router.training import configuration, features, keep_freed_memory, make_trainer
 
 VARIANTS = ("trl-full", "trl-completion", "ours")
 RUN_STEPS = 120
@@ -85,6 +85,8 @@ class Timer(TrainerCallback):
 def measure(shape: str, variant: str, dtype: str, steps: int, warm_up: int, threads: int) -> dict[str, Any]:
     """Train for a few steps; called in a process of its own."""
     torch.set_num_threads(threads)
+    if variant == "ours":
+        keep_freed_memory()
     setting, params = build(shape), load_params(ROOT / "params.yaml")
     train = params.train.model_copy(update={"share_prefix": variant == "ours", "lora_rank": 0})
     params = params.model_copy(update={"train": train})

@@ -79,8 +79,11 @@ def main() -> None:
 
         print(compare(*words[1:]))
         return
-    from router.router import Router  # only now: --help and compare need no torch
+    from transformers.utils import logging  # only now: --help and compare need no torch
 
+    from router.router import Router
+
+    logging.disable_progress_bar()  # of loading the weights
     router = Router.from_pretrained(arguments.model)
     if words != ["predict"]:
         print(json.dumps(as_line(router.route(" ".join(words))), ensure_ascii=False))

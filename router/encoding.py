@@ -49,6 +49,8 @@ class Encoder:
                     f"the tokenizer of {tokenizer.name_or_path} has no token {token}: not a FunctionGemma model"
                 )
         self.control = {token: vocabulary[token] for token in CONTROL_TOKENS}
+        self.longest = max(map(len, vocabulary))
+        """Characters of the longest token."""
         if not tokenizer.chat_template:
             raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template")
         messages = [{"role": "developer", "content": system}, {"role": "user", "content": PLACEHOLDER}]
@@ -69,7 +71,8 @@ class Encoder:
 
     def message(self, query: str, max_tokens: int) -> tuple[list[int], bool]:
         """A customer's message: its ids, at most `max_tokens`, and whether it was cut there."""
-        ids = self.text(query.strip())  # stripped, as the chat template does
+        # What is sure to be cut off, with a token's length to spare, is not tokenised: a message may have megabytes.
+        ids = self.text(query.strip()[: (max_tokens + 1) * self.longest])  # stripped, as the chat template does
         return ids[:max_tokens], len(ids) > max_tokens
 
     def piece(self, piece: str) -> list[int]:

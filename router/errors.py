@@ -1,5 +1,6 @@
 """The one error that a user's mistake raises, and how a script ends on it."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,5 +15,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # Whoever reads the output has enough, as `head` does. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -1,4 +1,4 @@
-"""The learning curve: how many labelled queries the router needs, beside TF-IDF on the same ones (curve/dvc.yaml).
+"""The learning curve: how many labelled queries the router needs, beside TF-IDF on the same ones (`make curve`).
 
     python stages/curve.py
 

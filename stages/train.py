@@ -23,7 +23,7 @@ from router.examples import read_conversations
 from router.metrics import choose_threshold
 from router.params import Params, load_params
 from router.router import Router, Settings, load_checkpoint, save_settings
-from router.training import choose_precision, configuration, inputs_key, make_trainer
+from router.training import choose_precision, configuration, inputs_key, keep_freed_memory, make_trainer
 
 BASE = Path("models/base")
 OUTPUT = Path("models/router")
@@ -104,6 +104,7 @@ def main() -> None:
     if not launched and (params.train.processes > 1 or params.train.accelerate_config):
         launch(params)
     CURVE.parent.mkdir(exist_ok=True)
+    keep_freed_memory()
     if fine_tune(params, checkpoint_folder(params)):
         store_threshold(params)
         for finished in CHECKPOINTS.glob("train-*"):

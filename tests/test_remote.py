@@ -13,7 +13,7 @@ import pytest
 from dvc.repo import Repo
 from tiny import REPOSITORY
 
-LEFT_OUT = ("models/", "metrics/", "plots/", "tests/", "publish/", "dvc.lock", "data/queries.jsonl")
+LEFT_OUT = ("models/", "metrics/", "plots/", "tests/", "optional/", "dvc.lock", "data/queries.jsonl")
 
 
 def run(folder: Path, *command: str, **extra: str) -> str:
