@@ -6,7 +6,7 @@ READY := .venv/.ready
 # The stages of dvc.yaml run `python`: it must be this environment's, activated or not.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-long lint embedded curve plots publish clean
+.PHONY: repro test test-long lint embedded curve export plots publish clean
 
 repro: $(READY)
 	$(BIN)/dvc repro
@@ -37,6 +37,11 @@ curve: $(READY)
 plots: $(READY)
 	$(BIN)/python -m router.plots_page
 	$(BIN)/dvc plots show
+
+# The router for llama.cpp, Ollama and ONNX Runtime. Compiles llama.cpp once: minutes, and a C++ compiler.
+export: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,export]"
+	$(BIN)/dvc repro optional/dvc.yaml:export_gguf optional/dvc.yaml:export_onnx
 
 # Package model and data, and upload them unless params.yaml says hub.dry_run: true.
 publish: $(READY)

@@ -38,7 +38,8 @@ def tokenizer_texts(corpus: Corpus) -> list[str]:
         for name, parameter in tool.agent.parameters.items():
             texts += [name, parameter.description, *parameter.enum]
         for utterance in tool.utterances:
-            texts += [utterance.text, utterance.text.lower()]
+            # Topics stand in declarations and calls without a blank before them: as often as in the messages' text.
+            texts += [utterance.text, utterance.text.lower(), *utterance.topics]
     for desk in corpus.desks.values():
         texts += [*desk.names, *desk.descriptions]
     return texts
@@ -60,6 +61,7 @@ def checkpoint_folder(params: Params) -> Path:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # more would give other bytes; matrices of this size gain little from them
     params = load_params()
     embedded = params.embedded
     corpus = load_corpus(CORPUS)
@@ -70,7 +72,7 @@ def main() -> None:
     tokenizer = train_tokenizer(tokenizer_texts(corpus), embedded.vocabulary)
     torch.manual_seed(params.seed)
     plain = Encoder(tokenizer, [], "")
-    vectors = word_vectors(plain, texts_by_tool(corpus), len(tokenizer), embedded.hidden)
+    vectors = word_vectors(plain, texts_by_tool(corpus), embedded.hidden)
     model = new_model(tokenizer, embedded, vectors)
     optimizer = new_optimizer(model, embedded.lr)
     print(f"{sum(weights.numel() for weights in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")

@@ -2,11 +2,12 @@
 
 An episode declares some tools and asks for one of them, or for none. What is declared varies from episode to episode,
 so that the model learns to choose among what it is shown: sometimes the tools as written, sometimes a few desks that
-each stand for many tools of one kind, as the agents of a router do.
+each stand for many tools of one kind, as the agents of a router do. What a message is about goes by several names, of
+which a desk declares some: so the model learns which words mean the same.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from router.functiongemma import Call, Value
 DESKS_FILE = "_desks.yaml"
 URGENCY = {"l": "low", "m": "medium", "h": "high"}
 KINDS = ("fault", "money", "information", "action", "other")
+WRITTEN_FOR = ("fault", "money", "information")
+"""What customers mostly write for: something broken, something paid, something they want to know."""
+STRAY = "other"
+"""The kind of what no desk of a company can do anything with."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Utterance:
     urgency: str
     """low, medium or high"""
     arguments: dict[str, Any]
+    topics: tuple[str, ...]
+    """Names under which a desk might file it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,11 @@ def _tool(values: dict[str, Any], domain: str, path: Path) -> Tool:
         agent = Agent(name=values["name"], description=values["description"], parameters=values["parameters"])
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
+    subject = next((name for name, parameter in agent.parameters.items() if parameter.enum), None)
+    topics = {value: tuple(names) for value, names in (values.get("topics") or {}).items()}
+    declared = agent.parameters[subject].enum if subject else ()
+    if set(topics) != set(declared):
+        raise InputError(f"{where}: topics must name every value of {subject}: {', '.join(map(str, declared))}")
     utterances = []
     for line in values["utterances"].splitlines():
         fields = line.strip().split(" | ")
@@ -93,7 +105,8 @@ def _tool(values: dict[str, Any], domain: str, path: Path) -> Tool:
             )
         parameters = agent.parameters.items()
         arguments = {name: _value(v, p, where) for v, (name, p) in zip(fields[1:-1], parameters, strict=True)}
-        utterances.append(Utterance(fields[-1], URGENCY[fields[0]], arguments))
+        names = topics[arguments[subject]] if subject in arguments else (agent.name,)
+        utterances.append(Utterance(fields[-1], URGENCY[fields[0]], arguments, names))
     return Tool(domain, values["kind"], agent, tuple(utterances))
 
 
@@ -115,6 +128,9 @@ def load_corpus(folder: str | Path) -> Corpus:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except YAMLError as error:
         raise InputError(f"{folder}: not valid YAML: {' '.join(str(error).split())}") from None
+    names = [tool.agent.name for tool in tools]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"{folder}: two tools are named {min(twice)}; rename one")
     kinds = {kind: Desk(tuple(desk["names"]), tuple(desk["descriptions"])) for kind, desk in desks["desks"].items()}
     return Corpus(tools, kinds, tuple(desks["urgency_names"]), tuple(desks["topic_names"]))
 
@@ -170,66 +186,88 @@ def tool_episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
     return Episode(agents, asked)
 
 
+def stray(corpus: Corpus, kinds: Collection[str], rng: random.Random) -> str | None:
+    """A message that no desk for `kinds` can do anything with: of another kind, mostly one that fits no desk at all."""
+    present = {tool.kind for tool in corpus.tools} - set(kinds)
+    if not present:
+        return None
+    kind = STRAY if STRAY in present and rng.random() < 0.7 else rng.choice(sorted(present))
+    return rng.choice(rng.choice([tool for tool in corpus.tools if tool.kind == kind]).utterances).text
+
+
+def desk(corpus: Corpus, kind: str, rng: random.Random) -> tuple[Agent, list[list[tuple[str, Call]]]]:
+    """A desk for one kind of request, and the messages that it handles with their calls, those of one topic together.
+
+    It declares a few of the topics that its messages go by, under one parameter or, from two sides, under two. A
+    message of which no declared topic speaks, or more than one, is not among them.
+    """
+    utterances = [utterance for tool in corpus.tools if tool.kind == kind for utterance in tool.utterances]
+    names = rng.sample(corpus.topic_names, k=2 if rng.random() < 0.3 else 1)
+    declared: dict[str, list[str]] = {}
+    for name in names:
+        drawn = {rng.choice(rng.choice(utterances).topics) for _ in range(rng.choice([4, 8, 12, 24]))}
+        declared[name] = sorted(drawn)
+    urgency_name = rng.choice(corpus.urgency_names) if rng.random() < 0.7 else None
+    name = rng.choice(corpus.desks[kind].names)
+    handled: dict[tuple[str, ...], list[tuple[str, Call]]] = {}
+    for utterance in utterances:
+        fitting = [[topic for topic in topics if topic in utterance.topics] for topics in declared.values()]
+        if all(len(topics) == 1 for topics in fitting):
+            chosen = tuple(topic for (topic,) in fitting)
+            arguments: dict[str, Value] = dict(zip(names, chosen, strict=True))
+            if urgency_name:
+                arguments[urgency_name] = utterance.urgency
+            handled.setdefault(chosen, []).append((utterance.text, Call(name, arguments)))
+    if len(handled) < 2:
+        return desk(corpus, kind, rng)
+    parameters = {
+        parameter: Parameter(enum=tuple(topics), description="What it is about")
+        for parameter, topics in declared.items()
+    }
+    if urgency_name:
+        parameters[urgency_name] = Parameter(enum=tuple(URGENCY.values()), description="How pressing it is")
+    agent = Agent(name=name, description=rng.choice(corpus.desks[kind].descriptions), parameters=parameters)
+    return agent, list(handled.values())
+
+
 def desk_episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
-    """Two to four desks, each for one kind of request, with a topic and an urgency; other kinds fit none."""
+    """Two to four desks, each for one kind of request; messages of other kinds fit none."""
     present = [kind for kind in corpus.desks if any(tool.kind == kind for tool in corpus.tools)]
     kinds = rng.sample(present, k=min(len(present), rng.choice([2, 3, 4])))
     if rng.random() < 0.5:
-        # What customers mostly write for: broken, paid, unsure. The other kinds then fit no desk.
-        kinds = rng.sample(["fault", "money", "information"], k=3)
-    urgency_name = rng.choice(corpus.urgency_names)
-    agents, answers = [], []
-    for kind in kinds:
-        desk = corpus.desks[kind]
-        pool = [tool for tool in corpus.tools if tool.kind == kind]
-        covered = rng.sample(pool, k=min(len(pool), rng.randint(4, 10)))
-        topic_name = rng.choice([name for name in corpus.topic_names if name != urgency_name])
-        topics: dict[str, list[Utterance]] = {}
-        for tool in covered:
-            first = next(iter(tool.agent.parameters))
-            fine = rng.random() < 0.5
-            for utterance in tool.utterances:
-                topics.setdefault(str(utterance.arguments[first]) if fine else tool.agent.name, []).append(utterance)
-        names = rng.sample(sorted(topics), k=min(len(topics), 18 if rng.random() < 0.15 else 6))
-        parameters = {
-            topic_name: Parameter(enum=tuple(names), description="What it is about"),
-            urgency_name: Parameter(enum=("low", "medium", "high"), description="How pressing it is"),
-        }
-        if rng.random() < 0.3:
-            del parameters[urgency_name]
-        agents.append(
-            Agent(name=rng.choice(desk.names), description=rng.choice(desk.descriptions), parameters=parameters)
-        )
-        answers.append({name: topics[name] for name in names})
-    if len({agent.name for agent in agents}) < len(agents):
-        return desk_episode(corpus, rng, messages)
-    others = [tool for tool in corpus.tools if tool.kind not in kinds]
+        kinds = rng.sample(WRITTEN_FOR, k=len(WRITTEN_FOR))
+    desks = [desk(corpus, kind, rng) for kind in kinds]
     asked: list[tuple[str, Call | None]] = []
     for _ in range(messages):
-        if others and rng.random() < 0.12:
-            asked.append((rng.choice(rng.choice(others).utterances).text, None))
+        text = stray(corpus, kinds, rng) if rng.random() < 0.15 else None
+        if text is not None:
+            asked.append((text, None))
             continue
-        place = rng.randrange(len(agents))
-        topic = rng.choice(list(answers[place]))
-        utterance = rng.choice(answers[place][topic])
-        topic_name, *urgency = agents[place].parameters
-        arguments: dict[str, Value] = {topic_name: topic, **dict.fromkeys(urgency, utterance.urgency)}
-        asked.append((utterance.text, Call(agents[place].name, arguments)))
-    return Episode(agents, asked)
+        _, handled = rng.choice(desks)
+        # First a topic, then a message: so the frequent topics do not crowd out the others.
+        asked.append(rng.choice(rng.choice(handled)))
+    return Episode([agent for agent, _ in desks], asked)
 
 
 def episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
-    return (desk_episode if rng.random() < 0.6 else tool_episode)(corpus, rng, messages)
+    return (desk_episode if rng.random() < 0.7 else tool_episode)(corpus, rng, messages)
 
 
-def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call]:
-    """A message with a call that fits it, of its own tool or of a desk of its kind, where nothing is declared."""
-    tool = rng.choice(corpus.tools)
+def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call | None]:
+    """A message with an answer that fits it where nothing is declared: a call of its own tool or of a desk of its kind.
+
+    What fits no desk at all is declined.
+    """
+    strays = rng.random() < 0.15
+    tool = rng.choice([tool for tool in corpus.tools if (tool.kind == STRAY) == strays])
     utterance = rng.choice(tool.utterances)
-    if rng.random() < 0.4:
+    if strays:
+        return utterance.text, None
+    if rng.random() < 0.1:
         return utterance.text, Call(tool.agent.name, utterance.arguments)
-    topic_name, urgency_name = corpus.topic_names[0], corpus.urgency_names[0]
-    first = next(iter(tool.agent.parameters))
-    topic = str(utterance.arguments[first]) if rng.random() < 0.5 else tool.agent.name
-    arguments: dict[str, Value] = {topic_name: topic, urgency_name: utterance.urgency}
-    return utterance.text, Call(rng.choice(corpus.desks[tool.kind].names), arguments)
+    parameters = rng.sample(corpus.topic_names, k=min(len(utterance.topics), 2))
+    topics = rng.sample(utterance.topics, k=len(parameters))
+    arguments: dict[str, Value] = {**dict(zip(parameters, topics, strict=True))}
+    arguments[rng.choice(corpus.urgency_names)] = utterance.urgency
+    # Of the many names that a desk can have only a few: what is to be learned here is the kind.
+    return utterance.text, Call(rng.choice(corpus.desks[tool.kind].names[:3]), arguments)

@@ -1,9 +1,9 @@
 """Builds the embedded base: a miniature Gemma 3 that learns from a random start what customers' messages mean.
 
-Its word vectors start from counts (see `meanings`): from random ones it took no notice of the messages for tens of
-thousands of examples. First it reads messages alone, each answered by a call without any declaration: short rows, many
-of them, from which it learns which words mean the same. Then it reads episodes, whose declarations it must choose from;
-an episode's prompt is computed once and shared by its messages.
+Its word vectors start from counts (see `meanings`), and its attention as a mean: from random weights it took no notice
+of the messages for tens of thousands of examples. First it reads messages alone, each answered by a call without any
+declaration: short rows, many of them, from which it learns which words mean the same. Then it reads episodes, whose
+declarations it must choose from; an episode's prompt is computed once and shared by its messages.
 """
 
 import random
@@ -22,7 +22,11 @@ from router.functiongemma import DEFAULT_SYSTEM, STOP_TOKENS, Call
 from router.params import EmbeddedParams
 from router.prefix_sharing import IGNORED, PADDING, attention_masks, collate_sharing_prefix
 
-READING = 0.66
+FAINT = 0.1
+"""What a norm multiplies by at first where little shall come through."""
+WIDENING = 2
+"""How much wider the feed-forward layers are than the others."""
+READING = 0.72
 """Share of the steps that read messages alone; they cost half of the others."""
 ROWS = 64
 """Messages of one step of reading."""
@@ -35,8 +39,11 @@ CUTS = 0.03
 
 As BPE dropout does (Provilkov et al., 2020), which `tokenizers` offers with a random source that cannot be seeded.
 """
-WINDOW = 512
-"""Tokens that a sliding-window layer looks back, as in FunctionGemma."""
+LEFT_OUT = 0.15
+"""Share of the words left out of half of the messages, so that no single word decides."""
+WINDOW = 4096
+"""Tokens that a sliding-window layer looks back. As in FunctionGemma the first five of six layers are such: with a
+window shorter than a prompt, no layer of a small network would see all of it."""
 MAX_MESSAGE = 96
 """Tokens of a message; the few longer ones are cut."""
 
@@ -51,14 +58,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vector
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=params.hidden,
-        intermediate_size=4 * params.hidden,
+        intermediate_size=WIDENING * params.hidden,
         num_hidden_layers=params.layers,
         num_attention_heads=heads,
         num_key_value_heads=1,
-        head_dim=params.hidden // heads,
-        query_pre_attn_scalar=params.hidden // heads,
+        head_dim=params.hidden // params.layers,
+        query_pre_attn_scalar=params.hidden // params.layers,
         sliding_window=WINDOW,
-        layer_types=["full_attention" if layer % 2 else "sliding_attention" for layer in range(params.layers)],
+        layer_types=["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(params.layers)],
         max_position_embeddings=8192,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -67,6 +74,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vector
     )
     model = Gemma3ForCausalLM(config)
     model.model.embed_tokens.weight.data.copy_(vectors)
+    _begin_as_means(model)
     stop = [tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS]
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=stop, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -74,8 +82,28 @@ def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vector
     return model
 
 
+@torch.no_grad()
+def _begin_as_means(model: Gemma3ForCausalLM) -> None:
+    """Let every token begin with the mean of the word vectors that it sees, which is what a message is about.
+
+    Each layer carries a part of the vectors over, as wide as its one key head: together they carry all. Its
+    feed-forward part says little at first. The head is the word vectors too: it names fitting words from the start.
+    """
+    width: int = model.config.head_dim
+    for number, layer in enumerate(model.model.layers):
+        part = torch.eye(model.config.hidden_size)[number * width : (number + 1) * width]  # (width, hidden)
+        attention = layer.self_attn
+        attention.v_proj.weight.copy_(part)
+        attention.o_proj.weight.copy_(part.T.repeat(1, model.config.num_attention_heads))
+        attention.q_norm.weight.fill_(FAINT - 1)  # Gemma's norms multiply by 1 + weight
+        layer.post_feedforward_layernorm.weight.fill_(FAINT - 1)
+
+
 def noisy(text: str, rng: random.Random) -> str:
-    """`text` as another hand would type it: other case, slips of the finger."""
+    """`text` as another hand would type it: words left out, other case, slips of the finger."""
+    words = text.split(" ")
+    if len(words) > 4 and rng.random() < 0.5:
+        text = " ".join(word for word in words if rng.random() > LEFT_OUT) or text
     if rng.random() < 0.3:
         text = casing(text, rng)
     while rng.random() < 0.25:
@@ -105,9 +133,9 @@ def example(encoder: Encoder, text: str, call: Call | None, rng: random.Random) 
 def reading_batch(corpus: Corpus, bare: Encoder, rng: random.Random) -> dict[str, torch.Tensor]:
     """Messages alone, each in a row of its own, answered by the call that its tool or a desk of its kind would get."""
     drawn = [example(bare, *undeclared(corpus, rng), rng) for _ in range(4 * ROWS)]
-    # A run of like lengths, so that little of the batch is padding.
+    # One quarter of like lengths, so that little of the batch is padding; any row is in it as likely as any other.
     drawn.sort(key=lambda row: len(row["input_ids"]))
-    start = rng.randrange(len(drawn) - ROWS + 1)
+    start = ROWS * rng.randrange(4)
     rows = [collate_sharing_prefix([row]) for row in drawn[start : start + ROWS]]
     longest = max(row["input_ids"].shape[1] for row in rows)
     fill = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": PADDING}

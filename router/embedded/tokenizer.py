@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from router.examples import DECLINE
 from router.functiongemma import (
     BOS,
     CONTROL_TOKENS,
@@ -23,10 +24,10 @@ UNKNOWN = "<unk>"
 SPECIAL = {PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN, START_RESPONSE}
 BLANK = "▁"
 FORMAT = (
-    "developer user model declaration:call{description:,parameters:{properties:{type:{description:,enum:[STRING],"
-    "type:},items:{type:INTEGER},properties:BOOLEAN,nested:{type:NUMBER ARRAY}},required:[,],type:OBJECT}}"
+    "developer\nuser\nmodel\nlow\nmedium\nhigh\ndeclaration:call{description:,parameters:{properties:{type:{description:,enum:[STRING],"
+    "type:},items:{type:INTEGER},properties:BOOLEAN,nested:{type:NUMBER,ARRAY}},required:[,],type:OBJECT}}"
 )
-"""The fixed words of prompts, which stand in every one: each should be one token."""
+"""The fixed words of prompts, which stand in every one, most without a blank in front: each should be one token."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -42,8 +43,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer.normalizer = normalizers.Replace(" ", BLANK)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A blank is a token of its own: `password` is the same word in running text and in an identifier.
-            pre_tokenizers.Split(Regex(rf"{BLANK}|_|\p{{N}}|[^_{BLANK}\p{{L}}\p{{N}}]+"), "isolated"),
+            # A blank may stand in front of letters, as in Gemma; `_`, digits and blanks before others stand alone.
+            pre_tokenizers.Split(Regex(rf"{BLANK}?\p{{L}}+|{BLANK}|_|\p{{N}}|[^_{BLANK}\p{{L}}\p{{N}}]+"), "isolated"),
         ]
     )
     trainer = trainers.BpeTrainer(
@@ -52,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         initial_alphabet=[chr(code) for code in range(33, 127)] + ["\n", BLANK],
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *[f"{FORMAT} {DEFAULT_SYSTEM}"] * 1000], trainer)
+    tokenizer.train_from_iterator([*texts, *[f"{FORMAT} {DEFAULT_SYSTEM} {DECLINE}"] * 1000], trainer)
     tokenizer.pre_tokenizer = None
     tokenizer.decoder = decoders.Sequence([decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()])
     fast = PreTrainedTokenizerFast(

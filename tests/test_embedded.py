@@ -1,0 +1,113 @@
+"""The embedded base: its corpus gives sound episodes, and building it twice gives the same bytes."""
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from ruamel.yaml import YAML
+
+from router.embedded.corpus import Corpus, desk_episode, load_corpus, tool_episode, undeclared
+from router.embedded.meanings import texts_by_tool, word_vectors
+from router.embedded.tokenizer import train_tokenizer
+from router.encoding import Encoder
+from router.errors import InputError
+
+DOMAINS = ("home_broadband", "strangers_at_the_door", "online_shop", "games")
+
+
+def some_domains(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in (*DOMAINS, "_desks"):
+        shutil.copy(REPOSITORY / "data" / "embedded" / f"{name}.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return load_corpus(some_domains(tmp_path_factory.mktemp("corpus") / "embedded"))
+
+
+@pytest.mark.parametrize("kind", [desk_episode, tool_episode])
+def test_every_call_of_an_episode_is_valid_for_what_it_declares(corpus: Corpus, kind: object) -> None:
+    for seed in range(10):
+        episode = kind(corpus, random.Random(seed), 20)  # type: ignore[operator]
+        agents = {agent.name: agent for agent in episode.agents}
+        assert len(agents) == len(episode.agents)
+        for text, call in episode.messages:
+            assert text
+            assert call is None or agents[call.name].problem_with(call.arguments) is None
+
+
+def test_what_is_declared_and_asked_varies(corpus: Corpus) -> None:
+    rng = random.Random(0)
+    episodes = [desk_episode(corpus, rng, 20) for _ in range(20)]
+    assert len({tuple(agent.name for agent in episode.agents) for episode in episodes}) > 10
+    assert 0 < sum(call is None for episode in episodes for _, call in episode.messages) < 200
+
+
+def test_a_stray_message_is_declined_and_others_are_not(corpus: Corpus) -> None:
+    strays = {utterance.text for tool in corpus.tools if tool.kind == "other" for utterance in tool.utterances}
+    for seed in range(200):
+        text, call = undeclared(corpus, random.Random(seed))
+        assert (call is None) == (text in strays)
+
+
+def test_a_message_is_nearer_to_its_own_tools_topics_than_to_others(corpus: Corpus) -> None:
+    texts = [utterance.text for tool in corpus.tools for utterance in tool.utterances]
+    encoder = Encoder(train_tokenizer(texts, 1500), [], "")
+    torch.manual_seed(0)
+    vectors = word_vectors(encoder, texts_by_tool(corpus), 24)
+
+    def meaning(text: str) -> torch.Tensor:
+        return torch.nn.functional.normalize(vectors[encoder.text(text)].mean(dim=0), dim=0)
+
+    # The topics' names, which stand in other texts than the messages that they are compared with.
+    names = torch.stack([meaning(" ".join(tool.utterances[0].topics)) for tool in corpus.tools])
+    messages = torch.stack([meaning(tool.utterances[0].text) for tool in corpus.tools])
+    near = messages @ names.T
+    assert near.diagonal().mean() > near.mean() + 0.2
+
+
+def test_a_value_without_topics_is_refused_by_name(tmp_path: Path) -> None:
+    folder = some_domains(tmp_path / "embedded")
+    path = folder / "games.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    place = lines.index("    topics:\n") + 1
+    path.write_text("".join([*lines[:place], *lines[place + 1 :]]))
+    with pytest.raises(InputError, match=r"games\.yaml: \w+: topics must name every value"):
+        load_corpus(folder)
+
+
+def build(folder: Path) -> str:
+    """A build of a few steps in a project folder of its own; the digest of what it wrote."""
+    some_domains(folder / "data" / "embedded")
+    for name in ("bank", "out_of_scope.yaml", "negatives.yaml"):
+        (folder / "data" / name).symlink_to(REPOSITORY / "data" / name)
+    shutil.copytree(REPOSITORY / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "router").symlink_to(REPOSITORY / "router")
+    shutil.copy(REPOSITORY / "agents.yaml", folder)
+    values = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    values["embedded"] |= {"vocabulary": 1500, "hidden": 32, "layers": 2, "steps": 6}
+    YAML().dump(values, folder / "params.yaml")
+    subprocess.run(
+        [sys.executable, "stages/embedded.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        capture_output=True,
+    )
+    digest = hashlib.sha256()
+    for path in sorted((folder / "models" / "embedded").iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    assert build(tmp_path / "one") == build(tmp_path / "two")
