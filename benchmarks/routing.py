@@ -9,6 +9,8 @@ answer, and each step reads all the weights and the whole head (262,144 rows) fr
 values saves the first part only. The router also knows that most of the call's tokens are forced: it takes one pass
 over the message and the start of the call, and one short pass for each further choice, with a few rows of the head.
 
+In fp32 on a CPU the same passes also go through ONNX Runtime, where the extra `export` is installed (rows onnx).
+
 What no implementation of that can beat is the floor printed below: the weights are read once for each pass, and every
 token up to the last choice meets every weight once.
 
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -107,7 +110,30 @@ class Plain:
         return self.setting.tokenizer.batch_decode(output[:, ids.shape[1] :])
 
 
-def variants(setting: Setting, dtype: torch.dtype, quick: bool) -> tuple[list[Variant], float]:
+def in_batches(router: Router, size: int) -> Callable[[list[str]], object]:
+    return lambda queries: list(router.route_many(queries, size))
+
+
+def onnx_variants(model: Any, setting: Setting) -> list[Variant]:
+    """The router in ONNX Runtime, exported to a folder that is gone once it is loaded."""
+    try:
+        from router.onnx_runtime import export
+    except InputError as error:
+        print(f"rows onnx and onnx-32 are left out: {error}")
+        return []
+    with TemporaryDirectory() as folder:
+        step = Path(folder) / "step.onnx"
+        export(model, step)
+        router = Router(model, setting.tokenizer, setting.agents, step=step)
+    return [
+        Variant("onnx", 1, lambda queries: router.route(queries[0])),
+        Variant("onnx-32", 32, in_batches(router, 32)),
+    ]
+
+
+def variants(
+    setting: Setting, dtype: torch.dtype, quick: bool, wanted: list[str] | None
+) -> tuple[list[Variant], float]:
     """Everything that is compared in one precision, and the seconds that making a router from a model takes."""
     model = setting.new_model(dtype).eval()
     # The router sets its own attention: the other side gets a module of its own, on the same weights.
@@ -116,15 +142,14 @@ def variants(setting: Setting, dtype: torch.dtype, quick: bool) -> tuple[list[Va
     first = seconds(lambda: routers.append(Router(model, setting.tokenizer, setting.agents)))
     router = routers[0]
 
-    def in_batches(size: int) -> Callable[[list[str]], object]:
-        return lambda queries: list(router.route_many(queries, size))
-
+    onnx = DEVICE.type == "cpu" and dtype == torch.float32 and (wanted is None or {"onnx", "onnx-32"} & {*wanted})
     return [
         Variant("generate", 1, plain.generate),
         Variant("generate-batch", 4 if quick else NAIVE_BATCH, plain.generate, slow=True),
         Variant("generate-prefix", 1, plain.generate_after_prefix),
         Variant("route", 1, lambda queries: router.route(queries[0])),
-        *[Variant(f"route-{size}", size, in_batches(size)) for size in (1, 8, 32, 64)],
+        *[Variant(f"route-{size}", size, in_batches(router, size)) for size in (1, 8, 32, 64)],
+        *(onnx_variants(model, setting) if onnx else []),
     ], first
 
 
@@ -228,10 +253,11 @@ def main() -> None:
 
     by_dtype, first = {}, {}
     for dtype in dtypes:
-        some, first[dtype] = variants(setting, DTYPES[dtype], options.quick)
-        names = [variant.name for variant in some]
-        if unknown := set(options.variants or []) - set(names):
-            raise InputError(f"--variants: no {', '.join(sorted(unknown))} (there are {', '.join(names)})")
+        by_dtype[dtype], first[dtype] = variants(setting, DTYPES[dtype], options.quick, options.variants)
+    names = dict.fromkeys(variant.name for some in by_dtype.values() for variant in some)
+    if unknown := set(options.variants or []) - set(names):
+        raise InputError(f"--variants: no {', '.join(sorted(unknown))} (there are {', '.join(names)})")
+    for dtype, some in by_dtype.items():
         by_dtype[dtype] = [variant for variant in some if variant.name in (options.variants or names)]
     queries = [example.query for example in setting.examples]
     times = measure(by_dtype, queries, 1 if options.quick else options.repeats, warm=not options.quick)

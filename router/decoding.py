@@ -8,12 +8,12 @@ never predicted, and at a choice only the rows of the LM head that are allowed a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import linear, log_softmax, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from torch.nn.functional import linear, log_softmax, pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -23,6 +23,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "shared_prefix"
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values."""
+
+
+def seen_by_rows(
+    module: torch.nn.Module,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix: Sequence[Pair],
+    own: torch.Tensor,
+    new: list[torch.Tensor],
+) -> Pair:
+    """All that the rows see in an attention layer: prefix, own and these tokens', each (B, key heads, P + S + T, D).
+
+    Args:
+        key, value: these tokens', (B, key heads, T, D)
+        prefix, own: see `Step`
+        new: takes in these tokens' as (2, B, key heads, T, D)
+    """
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    new.append(torch.stack([key, value]))
+    keys, values = (
+        torch.cat([shared.expand(len(added), -1, -1, -1), seen, added], dim=2)
+        for shared, seen, added in zip(prefix[layer], own[layer], (key, value), strict=True)
+    )
+    return keys, values
 
 
 def shared_prefix_attention(
@@ -32,34 +58,80 @@ def shared_prefix_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    prefix: "Sequence[tuple[torch.Tensor, torch.Tensor]] | None" = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a batch of rows to one prefix that they share, and each to its own keys. Ordinary without a prefix.
 
     Args:
         query: (B, heads, T, D)
-        key, value: (B, key heads, S, D), the rows' own, cached ones included
-        attention_mask: (B, 1, T, P + S), added to the scores
-        prefix: for each layer keys and values of shape (key heads, P, D)
+        attention_mask: (B, 1, T, P + S + T), added to the scores
+        key, value, kwargs: as for `seen_by_rows`
     """
-    if prefix is None:
+    if "prefix" not in kwargs:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    heads = query.shape[1]
-
-    def behind(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        joined = torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)  # (B, key heads, P + S, D)
-        # Each key head serves several query heads; with one key head, as in Gemma's small models, nothing is copied.
-        return joined[:, :, None].expand(-1, -1, heads // joined.shape[1], -1, -1).flatten(1, 2)
-
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    keys, values = (behind(*pair) for pair in zip(prefix[layer], (key, value), strict=True))
+    groups = query.shape[1] // key.shape[1]
+    # Each key head serves several query heads; with one key head, as in Gemma's small models, nothing is copied.
+    keys, values = (
+        every[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+        for every in seen_by_rows(module, key, value, kwargs["prefix"], kwargs["own"], kwargs["new"])
+    )
     output = scaled_dot_product_attention(query, keys, values, attn_mask=attention_mask, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Step(Protocol):
+    """The network as the decoder sees it: appends T tokens to each of B rows, which all follow one prefix."""
+
+    def __call__(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        masks: dict[str, torch.Tensor],
+        prefix: Sequence[Pair],
+        own: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last hidden states, (B, T, hidden), and `own` with these tokens, (layers, 2, B, key heads, S + T, D).
+
+        Args:
+            embeddings: (B, T, hidden)
+            positions: (B, T)
+            masks: by kind of layer (B, 1, T, P + S + T), added to the scores
+            prefix: for each layer the keys and values of the prefix, (key heads, P, D); P differs by kind of layer
+            own: the keys and values of what the rows have seen beyond the prefix, (layers, 2, B, key heads, S, D)
+        """
+
+
+class TorchStep(torch.nn.Module):
+    """`Step` in PyTorch."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__()
+        model.set_attn_implementation(ATTENTION)
+        self.trunk = model.model
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        masks: dict[str, torch.Tensor],
+        prefix: Sequence[Pair],
+        own: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        new: list[torch.Tensor] = []
+        hidden: torch.Tensor = self.trunk(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=masks,
+            use_cache=False,
+            prefix=prefix,
+            own=own,
+            new=new,
+        ).last_hidden_state
+        return hidden, torch.cat([own, torch.stack(new)], dim=-2)
 
 
 @dataclass
@@ -74,19 +146,29 @@ class Decoded:
     """What each choice within the agent decided (see `State.decides`), and the log-probability of what was chosen."""
 
 
-class Rows:
-    """A batch in flight: the keys, positions and validity of what each row has seen beyond the prefix."""
+@dataclass(frozen=True)
+class Prefix:
+    """What all messages follow: its keys and values, computed once."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.cache = DynamicCache()  # without the model's configuration: sliding layers must keep every slot
-        self.positions = torch.zeros(size, 0, dtype=torch.long, device=device)  # (B, S)
-        self.valid = torch.zeros(size, 0, dtype=torch.bool, device=device)  # (B, S)
+    layers: list[Pair]
+    """Of each layer, (key heads, P, D); of sliding layers only those ever in the window of what follows."""
+    length: int = 0
+    near: int = 0
+    """Its first token that is in the window of the token behind it."""
+
+
+class Rows:
+    """A batch in flight: the keys and values, positions and validity of what each row has seen beyond the prefix."""
+
+    def __init__(self, size: int, nothing: torch.Tensor) -> None:
+        self.own = nothing.expand(-1, -1, size, -1, -1, -1)  # (layers, 2, B, key heads, S, D)
+        self.positions = torch.zeros(size, 0, dtype=torch.long, device=nothing.device)  # (B, S)
+        self.valid = torch.zeros(size, 0, dtype=torch.bool, device=nothing.device)  # (B, S)
 
     def select(self, rows: list[int], kept: Sequence[int] | None = None) -> None:
         """Go on with these rows only, in this order; of each keep the first `kept` valid tokens."""
         index = torch.tensor(rows, device=self.positions.device)
-        self.cache.batch_select_indices(index)
-        self.positions, self.valid = self.positions[index], self.valid[index]
+        self.own, self.positions, self.valid = self.own[:, :, index], self.positions[index], self.valid[index]
         if kept is not None:
             length = torch.tensor(kept, device=index.device)
             self.valid &= self.valid.cumsum(dim=1) <= length[:, None]
@@ -95,33 +177,36 @@ class Rows:
 class Decoder:
     """Decodes messages that follow one prefix, under one grammar."""
 
-    def __init__(self, model: "PreTrainedModel", grammar: Grammar, prefix: Sequence[int], turn: Sequence[int]) -> None:
-        self.model, self.grammar, self.turn = model, grammar, list(turn)
+    def __init__(
+        self, model: "PreTrainedModel", step: Step, grammar: Grammar, prefix: Sequence[int], turn: Sequence[int]
+    ) -> None:
+        self.step, self.grammar, self.turn = step, grammar, list(turn)
         self.device = model.device
-        model.set_attn_implementation(ATTENTION)
-        self.window: int = model.config.sliding_window
+        config = model.config
+        self.window: int = config.sliding_window
+        self.embed = model.get_input_embeddings()
         self.head: torch.Tensor = model.get_output_embeddings().weight  # (V, hidden)
-        self.prefix_length = len(prefix)
-        self.near_prefix = max(0, len(prefix) - self.window + 1)
-        """First token of the prefix that is in the window of the token behind it."""
-        self.prefix = self._compute_prefix(prefix)
+        shape = (config.num_hidden_layers, 2, 1, config.num_key_value_heads, 0, config.head_dim)
+        self.nothing = self.head.new_zeros(shape)
+        """The keys and values of a row that has seen nothing."""
+        self.prefix = Prefix([(keys[0], values[0]) for keys, values in self.nothing])
+        self.prefix = self._compute_prefix(prefix, config.layer_types)
         # A row for every way to an open choice of agent that is not the beginning of a longer way: mostly one.
         ways = [path for path, _ in grammar.agent_choices]
         self.paths = [path for path in ways if not any(path == longer[: len(path)] != longer for longer in ways)]
         self.text_tokens = torch.tensor(grammar.text_tokens, device=self.device)
 
     @torch.inference_mode()
-    def _compute_prefix(self, prefix: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of each layer, (key heads, P, D); of sliding layers only those ever in the window."""
-        cache = DynamicCache()
-        self.model.model(input_ids=torch.tensor([prefix], device=self.device), past_key_values=cache, use_cache=True)
-        first = {"full_attention": 0, "sliding_attention": self.near_prefix}
-        starts = [first[layer_type] for layer_type in self.model.config.layer_types]
-        layers: list[Any] = cache.layers
-        return [
-            (layer.keys[0, :, start:].clone(), layer.values[0, :, start:].clone())
-            for layer, start in zip(layers, starts, strict=True)
+    def _compute_prefix(self, ids: Sequence[int], layer_types: Sequence[str]) -> Prefix:
+        rows = Rows(1, self.nothing)
+        self._forward(rows, [ids])
+        near = max(0, len(ids) - self.window + 1)
+        first = {"full_attention": 0, "sliding_attention": near}
+        layers = [
+            (keys[0, :, first[kind] :].clone(), values[0, :, first[kind] :].clone())
+            for (keys, values), kind in zip(rows.own, layer_types, strict=True)
         ]
+        return Prefix(layers, len(ids), near)
 
     def _forward(self, rows: Rows, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append tokens to each row, right-padded to one length; returns their last hidden states, (B, T, hidden)."""
@@ -130,17 +215,11 @@ class Decoder:
         lengths = torch.tensor([len(row) for row in tokens], device=self.device)
         steps = torch.arange(T, device=self.device)
         seen = rows.valid.sum(dim=1)
-        positions = self.prefix_length + seen[:, None] + steps  # (B, T)
+        positions = self.prefix.length + seen[:, None] + steps  # (B, T)
         rows.positions = torch.cat([rows.positions, positions], dim=1)
         rows.valid = torch.cat([rows.valid, steps < lengths[:, None]], dim=1)
-        hidden: torch.Tensor = self.model.model(
-            input_ids=ids,
-            attention_mask=self._masks(rows, positions),
-            position_ids=positions,
-            past_key_values=rows.cache,
-            use_cache=True,
-            prefix=self.prefix,
-        ).last_hidden_state
+        masks = self._masks(rows, positions)
+        hidden, rows.own = self.step(self.embed(ids), positions, masks, self.prefix.layers, rows.own)
         return hidden
 
     def _masks(self, rows: Rows, positions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -148,16 +227,13 @@ class Decoder:
         # By logical position, not by slot: rows of different lengths leave holes between their tokens.
         distance = positions[:, :, None] - rows.positions[:, None, :]  # (B, T, S)
         own = (distance >= 0) & rows.valid[:, None, :]
-        in_prefix = torch.arange(self.near_prefix, self.prefix_length, device=self.device)
-        visible = {
-            "full_attention": torch.cat([own.new_ones(*positions.shape, self.prefix_length), own], dim=-1),
-            "sliding_attention": torch.cat(
-                [positions[:, :, None] - in_prefix < self.window, own & (distance < self.window)], dim=-1
-            ),
-        }
+        in_prefix = torch.arange(self.prefix.near, self.prefix.length, device=self.device)
+        near = in_prefix > positions[:, :, None] - self.window
         # The lowest number rather than minus infinity: padding may see nothing, and must not become NaN.
         zero, lowest = self.head.new_tensor([0.0, torch.finfo(self.head.dtype).min])
-        return {kind: torch.where(mask, zero, lowest)[:, None] for kind, mask in visible.items()}
+        full = pad(torch.where(own, zero, lowest), (self.prefix.length, 0))  # the whole prefix is seen
+        sliding = torch.where(torch.cat([near, own & (distance < self.window)], dim=-1), zero, lowest)
+        return {"full_attention": full[:, None], "sliding_attention": sliding[:, None]}
 
     def _log_probabilities(self, hidden: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor]:
         """The n tokens that may come next, (n,), and their log-probabilities renormalised over them, (N, n).
@@ -190,7 +266,7 @@ class Decoder:
     def decode(self, messages: Sequence[Sequence[int]]) -> list[Decoded]:
         """The best call for each message, given as token ids, with the probabilities of its choices."""
         starts = [[*message, *self.turn] for message in messages]
-        rows = Rows(len(starts) * len(self.paths), self.device)
+        rows = Rows(len(starts) * len(self.paths), self.nothing)
         hidden = self._forward(rows, [[*start, *path] for start in starts for path in self.paths])
         results, leaves = self._score_agents(hidden, [len(start) for start in starts])
 
@@ -263,7 +339,7 @@ class Decoder:
         """Greedy generation without the grammar, over the whole vocabulary, without the token that stopped it."""
         answers: list[list[int]] = [[] for _ in messages]
         active = list(range(len(messages)))
-        rows = Rows(len(messages), self.device)
+        rows = Rows(len(messages), self.nothing)
         pending = [[*message, *self.turn] for message in messages]
         for _ in range(max_new_tokens):
             hidden = self._forward(rows, pending)

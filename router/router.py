@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.hub import cached_file
 
 from router.agents import Agent, Value, load_agents, save_agents
-from router.decoding import Decoded, Decoder
+from router.decoding import Decoded, Decoder, Step, TorchStep
 from router.encoding import Encoder
 from router.errors import InputError
 from router.examples import DECLINE
@@ -29,6 +30,8 @@ from router.grammar import Grammar
 
 AGENTS_FILE = "agents.yaml"
 SETTINGS_FILE = "router.json"
+STEP_FILES = {"onnxruntime": "step.onnx", "onnxruntime-int8": "step_int8.onnx"}
+"""What computes in place of PyTorch, and the file beside the checkpoint that it reads."""
 Result = TypeVar("Result")
 WINDOW = 8
 """Batches that `route_many` reads ahead, to put messages of like length into one batch."""
@@ -81,14 +84,22 @@ class Router:
         tokenizer: PreTrainedTokenizerBase,
         agents: Sequence[Agent],
         settings: Settings = Settings(),
+        step: str | Path | None = None,
     ) -> None:
+        """`step`: a file that `router.onnx_runtime.export` made of the model; by default PyTorch computes."""
         self.model, self.tokenizer, self.agents, self.settings = model.eval(), tokenizer, list(agents), settings
+        self.step = step
         self._prepare()
 
     def _prepare(self) -> None:
         self._encoder = Encoder(self.tokenizer, self.agents, self.settings.system)
         grammar = Grammar(self.agents, self._encoder, DECLINE)
-        self._decoder = Decoder(self.model, grammar, self._encoder.prefix, self._encoder.turn)
+        if self.step is None:
+            step: Step = TorchStep(self.model)
+        else:
+            # By name: the stages of the pipeline compute in PyTorch, and must not rerun when this module changes.
+            step = import_module("router.onnx_runtime").OnnxStep(self.step)
+        self._decoder = Decoder(self.model, step, grammar, self._encoder.prefix, self._encoder.turn)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -105,6 +116,7 @@ class Router:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         settings: Settings | None = None,
+        runtime: str = "torch",
     ) -> "Router":
         """Load a router from a folder or from the Hugging Face Hub.
 
@@ -114,11 +126,16 @@ class Router:
             device: by default "cuda" where there is one, else "cpu"
             dtype: of the weights; by default float32, in which the probabilities are exact to about 1e-6
             settings: by default those that travel with the checkpoint, or the library's own
+            runtime: "torch", or "onnxruntime" or "onnxruntime-int8" for what stages/export_onnx.py wrote: faster on a
+                CPU, in float32
 
         Raises:
-            InputError: the checkpoint, its agents or its settings are missing or not usable.
+            InputError: the checkpoint, its agents or its settings are missing or not usable, or the runtime is.
         """
         path = str(path)
+        step = None
+        if runtime != "torch":
+            step, device = _step_file(path, runtime, device, dtype), "cpu"
         if agents is None:
             agents = _file_of(path, AGENTS_FILE)
             if agents is None:
@@ -130,7 +147,7 @@ class Router:
             settings = load_settings(file) if file else Settings()
         model, tokenizer = load_checkpoint(path, dtype or torch.float32)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), tokenizer, agents, settings)  # type: ignore[arg-type]
+        return cls(model.to(device), tokenizer, agents, settings, step)  # type: ignore[arg-type]
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the checkpoint, its agents and its settings; the weights in `dtype`, by default as they are."""
@@ -252,6 +269,23 @@ def load_settings(path: str | Path) -> Settings:
 def save_settings(settings: Settings, folder: str | Path) -> None:
     text = json.dumps(asdict(settings), indent=2, sort_keys=True) + "\n"
     (Path(folder) / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def _step_file(path: str, runtime: str, device: str | torch.device | None, dtype: torch.dtype | None) -> Path:
+    """The file from which a runtime other than PyTorch computes, absolute, so that a pickled router finds it again.
+
+    Raises:
+        InputError: there is no such runtime or file, or it computes elsewhere or otherwise.
+    """
+    if runtime not in STEP_FILES:
+        raise InputError(f"runtime: there is no {runtime!r}; choose torch, {' or '.join(STEP_FILES)}")
+    if torch.device(device or "cpu").type != "cpu" or dtype not in (None, torch.float32):
+        raise InputError(f"runtime: {runtime} computes on the CPU in float32; leave out device and dtype")
+    file = _file_of(path, STEP_FILES[runtime])
+    if file is None:
+        command = f"python stages/export_onnx.py {path} FOLDER"
+        raise InputError(f"{path}: has no {STEP_FILES[runtime]}; make a folder with it: `{command}`")
+    return Path(file).absolute()
 
 
 def _file_of(path: str, name: str) -> str | None:

@@ -108,7 +108,7 @@ def test_logits_differ_by_less_than_a_thousandth(router: Router) -> None:
         message = router._encode(query)[0]
         answer = decoder.paths[0]
         with torch.inference_mode():
-            hidden = decoder._forward(Rows(1, decoder.device), [[*message, *decoder.turn, *answer]])
+            hidden = decoder._forward(Rows(1, decoder.nothing), [[*message, *decoder.turn, *answer]])
             logits = hidden[0, -1] @ decoder.head.T
         assert (logits - reference.logits(message, answer)).abs().max() < 1e-3
 
