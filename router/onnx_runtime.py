@@ -104,6 +104,8 @@ class OnnxStep:
     def __init__(self, file: str | Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Idle threads sleep: spinning, they would take the cores from PyTorch's, which compute between two passes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common class of their own
