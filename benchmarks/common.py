@@ -104,7 +104,7 @@ def functiongemma() -> tuple[Gemma3TextConfig, PreTrainedTokenizerBase, list[Age
         texts += [agent.name, agent.description]
         for name, parameter in agent.parameters.items():
             texts += [name, parameter.description, *parameter.enum]
-    return config, train_tokenizer(texts, 8000), [with_fewer_values(agent, 5) for agent in agents]
+    return config, train_tokenizer(texts, 8000), [with_fewer_values(agent, 9) for agent in agents]
 
 
 def embedded() -> tuple[Gemma3TextConfig, PreTrainedTokenizerBase, list[Agent]]:
