@@ -8,16 +8,19 @@ Interrupted, it goes on from its last checkpoint.
 
 import hashlib
 import shutil
+import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import distributed
 from tqdm import tqdm
 
 from router.agents import load_agents
 from router.checkpoints import load_state, save_state
 from router.embedded.corpus import Corpus, check_apart, load_corpus
 from router.embedded.meanings import texts_by_tool, word_vectors
-from router.embedded.pretraining import batches, learning_rate, new_model, new_optimizer, save, train_step
+from router.embedded.pretraining import batch, learning_rate, new_model, new_optimizer, save, train_step
 from router.embedded.tokenizer import train_tokenizer
 from router.encoding import Encoder
 from router.errors import run
@@ -26,6 +29,8 @@ from router.params import Params, load_params
 
 CORPUS = "data/embedded"
 OUTPUT = Path("models/embedded")
+PROCESSES = 2
+"""That share a step's work, one thread each; another number gives another model."""
 CHECKPOINT_EVERY = 100
 """Steps between two checkpoints."""
 
@@ -39,7 +44,7 @@ def tokenizer_texts(corpus: Corpus) -> list[str]:
             texts += [name, parameter.description, *parameter.enum]
         for utterance in tool.utterances:
             # Topics stand in declarations and calls without a blank before them: as often as in the messages' text.
-            texts += [utterance.text, utterance.text.lower(), *utterance.topics]
+            texts += [utterance.text, utterance.text.lower(), *utterance.filed, *utterance.topics]
     for desk in corpus.desks.values():
         texts += [*desk.names, *desk.descriptions]
     return texts
@@ -60,37 +65,62 @@ def checkpoint_folder(params: Params) -> Path:
     return Path(".checkpoints") / f"embedded-{digest.hexdigest()[:16]}"
 
 
-def main() -> None:
-    torch.set_num_threads(1)  # more would give other bytes; matrices of this size gain little from them
-    params = load_params()
-    embedded = params.embedded
-    corpus = load_corpus(CORPUS)
-    check_apart(corpus, measured_texts(params), [agent.name for agent in load_agents(params.agents)])
-    utterances = sum(len(tool.utterances) for tool in corpus.tools)
-    print(f"{len(corpus.tools)} tools, {utterances} utterances, {len({tool.domain for tool in corpus.tools})} domains")
+def pretrain(params: Params, corpus: Corpus, rank: int, meeting: str) -> None:
+    """Train in one of the processes that meet at the file `meeting`; the first one, of rank 0, reports and saves.
 
+    All build the same model and make the same steps, each with the mean of all processes' gradients.
+    """
+    torch.set_num_threads(1)  # matrices of this size gain little from more
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
+    embedded = params.embedded
     tokenizer = train_tokenizer(tokenizer_texts(corpus), embedded.vocabulary)
     torch.manual_seed(params.seed)
     plain = Encoder(tokenizer, [], "")
     vectors = word_vectors(plain, texts_by_tool(corpus), embedded.hidden)
     model = new_model(tokenizer, embedded, vectors)
     optimizer = new_optimizer(model, embedded.lr)
-    print(f"{sum(weights.numel() for weights in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+    first = rank == 0
+    if first:
+        size = sum(weights.numel() for weights in model.parameters())
+        print(f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
 
     folder = checkpoint_folder(params)
     start = load_state(folder, model, optimizer)
+    distributed.barrier()  # nobody replaces the checkpoint before all have read it
     model.train()
-    progress = tqdm(range(start, embedded.steps), initial=start, total=embedded.steps, unit="step", smoothing=0.05)
+    steps = range(start, embedded.steps)
+    progress = tqdm(steps, initial=start, total=embedded.steps, unit="step", smoothing=0.05, disable=not first)
     average = None
     for step in progress:
-        parts = batches(corpus, tokenizer, params.seed, step, embedded.steps)
-        loss = train_step(model, optimizer, parts, learning_rate(step, embedded.steps, embedded.lr))
+        examples = batch(corpus, tokenizer, step, embedded.steps, f"{params.seed}/{step}/{rank}")
+        loss = train_step(model, optimizer, examples, learning_rate(step, embedded.steps, embedded.lr))
         average = loss if average is None else 0.98 * average + 0.02 * loss
         progress.set_postfix(loss=f"{average:.3f}")
-        if (step + 1) % CHECKPOINT_EVERY == 0:
+        if first and (step + 1) % CHECKPOINT_EVERY == 0:
             save_state(folder, model, optimizer, step + 1)
-    save(model, tokenizer, OUTPUT)
-    shutil.rmtree(folder, ignore_errors=True)
+    distributed.destroy_process_group()
+    if first:
+        save(model, tokenizer, OUTPUT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    params = load_params()
+    corpus = load_corpus(CORPUS)
+    check_apart(corpus, measured_texts(params), [agent.name for agent in load_agents(params.agents)])
+    utterances = sum(len(tool.utterances) for tool in corpus.tools)
+    print(f"{len(corpus.tools)} tools, {utterances} utterances, {len({tool.domain for tool in corpus.tools})} domains")
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        others = [
+            get_context("spawn").Process(target=pretrain, args=(params, corpus, rank, meeting), daemon=True)
+            for rank in range(1, PROCESSES)
+        ]
+        for process in others:
+            process.start()
+        pretrain(params, corpus, 0, meeting)
+        for process in others:
+            process.join()
 
 
 if __name__ == "__main__":

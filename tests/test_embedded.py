@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY
 from ruamel.yaml import YAML
 
-from router.embedded.corpus import Corpus, desk_episode, load_corpus, tool_episode, undeclared
+from router.embedded.corpus import Corpus, desk, desk_episode, load_corpus, tool_episode, undeclared
 from router.embedded.meanings import texts_by_tool, word_vectors
 from router.embedded.tokenizer import train_tokenizer
 from router.encoding import Encoder
@@ -53,7 +53,7 @@ def test_what_is_declared_and_asked_varies(corpus: Corpus) -> None:
 
 
 def test_a_stray_message_is_declined_and_others_are_not(corpus: Corpus) -> None:
-    strays = {utterance.text for tool in corpus.tools if tool.kind == "other" for utterance in tool.utterances}
+    strays = {utterance.text for _, utterance in corpus.requests["other"]}
     for seed in range(200):
         text, call = undeclared(corpus, random.Random(seed))
         assert (call is None) == (text in strays)
@@ -83,6 +83,34 @@ def test_a_value_without_topics_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text("".join([*lines[:place], *lines[place + 1 :]]))
     with pytest.raises(InputError, match=r"games\.yaml: \w+: topics must name every value"):
         load_corpus(folder)
+
+
+def test_an_entry_that_no_menu_holds_is_refused_by_name(tmp_path: Path) -> None:
+    folder = some_domains(tmp_path / "embedded")
+    path = folder / "games.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    place = lines.index("    utterances: |\n") + 1
+    urgency, _, rest = lines[place].split(" | ", 2)
+    lines[place] = f"{urgency} | no_such_entry | {rest}"
+    path.write_text("".join(lines))
+    with pytest.raises(InputError, match=r"games\.yaml: \w+: 'no_such_entry' is not an entry"):
+        load_corpus(folder)
+
+
+def test_a_desk_handles_only_what_is_filed_under_what_it_declares(corpus: Corpus) -> None:
+    filed = {utterance.text: utterance for _, utterance in corpus.requests["money"]}
+    entries = set(corpus.filed["money"])
+    menus = 0
+    for seed in range(20):
+        agent, handled = desk(corpus, "money", random.Random(seed))
+        declared = next(iter(agent.parameters.values())).enum
+        if not set(declared) <= {entry for menu in corpus.desks["money"].menus for entry in menu.entries}:
+            continue
+        menus += 1
+        for text, call in (pair for pairs in handled for pair in pairs):
+            assert filed[text].filed[0] in entries & set(declared)
+            assert filed[text].filed[0] in call.arguments.values()
+    assert menus > 5
 
 
 def build(folder: Path) -> str:

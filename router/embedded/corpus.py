@@ -2,13 +2,15 @@
 
 An episode declares some tools and asks for one of them, or for none. What is declared varies from episode to episode,
 so that the model learns to choose among what it is shown: sometimes the tools as written, sometimes a few desks that
-each stand for many tools of one kind, as the agents of a router do. What a message is about goes by several names, of
-which a desk declares some: so the model learns which words mean the same.
+each stand for all requests of one kind, as the agents of a router do. Every message is filed by hand under an entry of
+its desk's menu, or under two: what kind of question it is, and about what. It also goes by several other names. A desk
+declares some of either: so the model learns which words mean the same.
 """
 
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ URGENCY = {"l": "low", "m": "medium", "h": "high"}
 KINDS = ("fault", "money", "information", "action", "other")
 WRITTEN_FOR = ("fault", "money", "information")
 """What customers mostly write for: something broken, something paid, something they want to know."""
+FILED = 0.9
+"""How often a desk goes by its menus, and not by the other names."""
 STRAY = "other"
 """The kind of what no desk of a company can do anything with."""
 
@@ -34,9 +38,12 @@ class Utterance:
     text: str
     urgency: str
     """low, medium or high"""
+    kind: str
+    filed: tuple[str, ...]
+    """One entry of each menu of its kind's desk; empty where none fits."""
     arguments: dict[str, Any]
     topics: tuple[str, ...]
-    """Names under which a desk might file it."""
+    """Other names under which a desk might file it."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,20 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class Menu:
+    """What a desk files its messages under, and names for the parameter that says so; a desk's menus share none."""
+
+    names: tuple[str, ...]
+    entries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Desk:
     """Ways to speak of a desk that handles one kind of request."""
 
     names: tuple[str, ...]
     descriptions: tuple[str, ...]
+    menus: tuple[Menu, ...]
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,25 @@ class Corpus:
     desks: dict[str, Desk]
     urgency_names: tuple[str, ...]
     topic_names: tuple[str, ...]
+
+    @cached_property
+    def requests(self) -> dict[str, list[tuple[Tool, Utterance]]]:
+        """Utterances, with the tools they belong to, by their kind."""
+        found: dict[str, list[tuple[Tool, Utterance]]] = {}
+        for tool in self.tools:
+            for utterance in tool.utterances:
+                found.setdefault(utterance.kind, []).append((tool, utterance))
+        return found
+
+    @cached_property
+    def filed(self) -> dict[str, dict[str, list[Utterance]]]:
+        """Utterances by their kind and by each entry that they are filed under."""
+        found: dict[str, dict[str, list[Utterance]]] = {kind: {} for kind in self.requests}
+        for kind, requests in self.requests.items():
+            for _, utterance in requests:
+                for entry in utterance.filed:
+                    found[kind].setdefault(entry, []).append(utterance)
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,7 +116,20 @@ def _value(text: str, parameter: Parameter, where: str) -> Any:
     return text
 
 
-def _tool(values: dict[str, Any], domain: str, path: Path) -> Tool:
+def _filed(text: str, desks: dict[str, Desk], where: str) -> tuple[str | None, tuple[str, ...]]:
+    """The kind of request that entries belong to, and they themselves; None and none for a dash."""
+    entries = tuple(text.split())
+    if entries == ("-",):
+        return None, ()
+    for kind, desk in desks.items():
+        if len(entries) == len(desk.menus) and all(
+            entry in menu.entries for entry, menu in zip(entries, desk.menus, strict=True)
+        ):
+            return kind, entries
+    raise InputError(f"{where}: {text!r} is not an entry of each menu of a desk in {DESKS_FILE}, nor a dash")
+
+
+def _tool(values: dict[str, Any], domain: str, desks: dict[str, Desk], path: Path) -> Tool:
     where = f"{path}: {values.get('name')}"
     if values.get("kind") not in KINDS:
         raise InputError(f"{where}: kind must be one of {', '.join(KINDS)}")
@@ -90,7 +138,7 @@ def _tool(values: dict[str, Any], domain: str, path: Path) -> Tool:
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     subject = next((name for name, parameter in agent.parameters.items() if parameter.enum), None)
-    topics = {value: tuple(names) for value, names in (values.get("topics") or {}).items()}
+    topics = {value: tuple(map(str, names)) for value, names in (values.get("topics") or {}).items()}
     declared = agent.parameters[subject].enum if subject else ()
     if set(topics) != set(declared):
         raise InputError(f"{where}: topics must name every value of {subject}: {', '.join(map(str, declared))}")
@@ -99,14 +147,15 @@ def _tool(values: dict[str, Any], domain: str, path: Path) -> Tool:
         fields = line.strip().split(" | ")
         if not line.strip():
             continue
-        if len(fields) != len(agent.parameters) + 2 or fields[0] not in URGENCY:
+        if len(fields) != len(agent.parameters) + 3 or fields[0] not in URGENCY:
             raise InputError(
-                f"{where}: {line!r}: must be urgency, {', '.join(agent.parameters)} and text, ' | ' between"
+                f"{where}: {line!r}: must be urgency, entries, {', '.join(agent.parameters)} and text, ' | ' between"
             )
+        kind, filed = _filed(fields[1], desks, where)
         parameters = agent.parameters.items()
-        arguments = {name: _value(v, p, where) for v, (name, p) in zip(fields[1:-1], parameters, strict=True)}
+        arguments = {name: _value(v, p, where) for v, (name, p) in zip(fields[2:-1], parameters, strict=True)}
         names = topics[arguments[subject]] if subject in arguments else (agent.name,)
-        utterances.append(Utterance(fields[-1], URGENCY[fields[0]], arguments, names))
+        utterances.append(Utterance(fields[-1], URGENCY[fields[0]], kind or values["kind"], filed, arguments, names))
     return Tool(domain, values["kind"], agent, tuple(utterances))
 
 
@@ -120,10 +169,18 @@ def load_corpus(folder: str | Path) -> Corpus:
     yaml = YAML(typ="safe")
     tools: list[Tool] = []
     try:
+        shared = yaml.load((folder / DESKS_FILE).read_text(encoding="utf-8"))
+        desks = {
+            kind: Desk(
+                tuple(desk["names"]),
+                tuple(desk["descriptions"]),
+                tuple(Menu(tuple(menu["names"]), tuple(menu["entries"])) for menu in desk.get("menus", ())),
+            )
+            for kind, desk in shared["desks"].items()
+        }
         for path in sorted(folder.glob("[!_]*.yaml")):
             domain = yaml.load(path.read_text(encoding="utf-8"))
-            tools += [_tool(values, domain["domain"], path) for values in domain["tools"]]
-        desks = yaml.load((folder / DESKS_FILE).read_text(encoding="utf-8"))
+            tools += [_tool(values, domain["domain"], desks, path) for values in domain["tools"]]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except YAMLError as error:
@@ -131,8 +188,7 @@ def load_corpus(folder: str | Path) -> Corpus:
     names = [tool.agent.name for tool in tools]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"{folder}: two tools are named {min(twice)}; rename one")
-    kinds = {kind: Desk(tuple(desk["names"]), tuple(desk["descriptions"])) for kind, desk in desks["desks"].items()}
-    return Corpus(tools, kinds, tuple(desks["urgency_names"]), tuple(desks["topic_names"]))
+    return Corpus(tools, desks, tuple(shared["urgency_names"]), tuple(shared["topic_names"]))
 
 
 def check_apart(corpus: Corpus, texts: Sequence[str], agent_names: Sequence[str]) -> None:
@@ -188,33 +244,41 @@ def tool_episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
 
 def stray(corpus: Corpus, kinds: Collection[str], rng: random.Random) -> str | None:
     """A message that no desk for `kinds` can do anything with: of another kind, mostly one that fits no desk at all."""
-    present = {tool.kind for tool in corpus.tools} - set(kinds)
+    present = set(corpus.requests) - set(kinds)
     if not present:
         return None
     kind = STRAY if STRAY in present and rng.random() < 0.7 else rng.choice(sorted(present))
-    return rng.choice(rng.choice([tool for tool in corpus.tools if tool.kind == kind]).utterances).text
+    return rng.choice(corpus.requests[kind])[1].text
 
 
 def desk(corpus: Corpus, kind: str, rng: random.Random) -> tuple[Agent, list[list[tuple[str, Call]]]]:
     """A desk for one kind of request, and the messages that it handles with their calls, those of one topic together.
 
-    It declares a few of the topics that its messages go by, under one parameter or, from two sides, under two. A
-    message of which no declared topic speaks, or more than one, is not among them.
+    It declares some entries of each of its menus; or else a few of the other names that its messages go by, under one
+    parameter or, from two sides, under two. A message of which no declared topic speaks, or more than one, is not
+    among them.
     """
-    utterances = [utterance for tool in corpus.tools if tool.kind == kind for utterance in tool.utterances]
-    names = rng.sample(corpus.topic_names, k=2 if rng.random() < 0.3 else 1)
+    utterances = [utterance for _, utterance in corpus.requests[kind]]
+    menus = corpus.desks[kind].menus
     declared: dict[str, list[str]] = {}
-    for name in names:
-        drawn = {rng.choice(rng.choice(utterances).topics) for _ in range(rng.choice([4, 8, 12, 24]))}
-        declared[name] = sorted(drawn)
+    if menus and rng.random() < FILED:
+        for menu in menus:
+            count = min(len(menu.entries), rng.choice([6, 12, 20]))
+            declared[rng.choice(menu.names)] = rng.sample(menu.entries, count)
+        known = [(utterance, utterance.filed) for utterance in utterances]
+    else:
+        for name in rng.sample(corpus.topic_names, k=2 if rng.random() < 0.3 else 1):
+            drawn = {rng.choice(rng.choice(utterances).topics) for _ in range(rng.choice([4, 8, 12, 24]))}
+            declared[name] = sorted(drawn)
+        known = [(utterance, utterance.topics) for utterance in utterances]
     urgency_name = rng.choice(corpus.urgency_names) if rng.random() < 0.7 else None
     name = rng.choice(corpus.desks[kind].names)
     handled: dict[tuple[str, ...], list[tuple[str, Call]]] = {}
-    for utterance in utterances:
-        fitting = [[topic for topic in topics if topic in utterance.topics] for topics in declared.values()]
+    for utterance, topics_of_it in known:
+        fitting = [[topic for topic in topics if topic in topics_of_it] for topics in declared.values()]
         if all(len(topics) == 1 for topics in fitting):
             chosen = tuple(topic for (topic,) in fitting)
-            arguments: dict[str, Value] = dict(zip(names, chosen, strict=True))
+            arguments: dict[str, Value] = dict(zip(declared, chosen, strict=True))
             if urgency_name:
                 arguments[urgency_name] = utterance.urgency
             handled.setdefault(chosen, []).append((utterance.text, Call(name, arguments)))
@@ -232,7 +296,7 @@ def desk(corpus: Corpus, kind: str, rng: random.Random) -> tuple[Agent, list[lis
 
 def desk_episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
     """Two to four desks, each for one kind of request; messages of other kinds fit none."""
-    present = [kind for kind in corpus.desks if any(tool.kind == kind for tool in corpus.tools)]
+    present = [kind for kind in corpus.desks if kind in corpus.requests]
     kinds = rng.sample(present, k=min(len(present), rng.choice([2, 3, 4])))
     if rng.random() < 0.5:
         kinds = rng.sample(WRITTEN_FOR, k=len(WRITTEN_FOR))
@@ -258,16 +322,23 @@ def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call | None]:
 
     What fits no desk at all is declined.
     """
-    strays = rng.random() < 0.15
-    tool = rng.choice([tool for tool in corpus.tools if (tool.kind == STRAY) == strays])
-    utterance = rng.choice(tool.utterances)
-    if strays:
-        return utterance.text, None
-    if rng.random() < 0.1:
-        return utterance.text, Call(tool.agent.name, utterance.arguments)
-    parameters = rng.sample(corpus.topic_names, k=min(len(utterance.topics), 2))
-    topics = rng.sample(utterance.topics, k=len(parameters))
-    arguments: dict[str, Value] = {**dict(zip(parameters, topics, strict=True))}
+    if rng.random() < 0.15:
+        return rng.choice(corpus.requests[STRAY])[1].text, None
+    kind = rng.choice([kind for kind in corpus.requests if kind != STRAY])
+    arguments: dict[str, Value] = {}
+    if corpus.filed[kind] and rng.random() < FILED:
+        entries = corpus.filed[kind]
+        # The frequent entries oftener, but not as often as they are: the rare ones have fewer texts to learn from.
+        (entry,) = rng.choices(list(entries), [len(utterances) ** 0.5 for utterances in entries.values()])
+        utterance = rng.choice(entries[entry])
+        for menu, topic in zip(corpus.desks[kind].menus, utterance.filed, strict=True):
+            arguments[rng.choice(menu.names)] = topic
+    else:
+        tool, utterance = rng.choice(corpus.requests[kind])
+        if rng.random() < 0.3:
+            return utterance.text, Call(tool.agent.name, utterance.arguments)
+        topics = rng.sample(utterance.topics, k=min(len(utterance.topics), 2))
+        arguments |= zip(rng.sample(corpus.topic_names, k=len(topics)), topics, strict=True)
     arguments[rng.choice(corpus.urgency_names)] = utterance.urgency
     # Of the many names that a desk can have only a few: what is to be learned here is the kind.
-    return utterance.text, Call(rng.choice(corpus.desks[tool.kind].names[:3]), arguments)
+    return utterance.text, Call(rng.choice(corpus.desks[kind].names[:3]), arguments)

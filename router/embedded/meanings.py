@@ -24,7 +24,7 @@ def texts_by_tool(corpus: Corpus) -> list[list[str]]:
     for tool in corpus.tools:
         texts = [tool.agent.name, tool.agent.description, *corpus.desks[tool.kind].names]
         for utterance in tool.utterances:
-            texts += [utterance.text, *utterance.topics]
+            texts += [utterance.text, *utterance.filed, *utterance.topics]
         groups.append(texts)
     return groups
 

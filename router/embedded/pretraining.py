@@ -2,8 +2,8 @@
 
 Its word vectors start from counts (see `meanings`), and its attention as a mean: from random weights it took no notice
 of the messages for tens of thousands of examples. First it reads messages alone, each answered by a call without any
-declaration: short rows, many of them, from which it learns which words mean the same. Then it reads episodes, whose
-declarations it must choose from; an episode's prompt is computed once and shared by its messages.
+declaration: short rows, many of them, from which it learns which words mean the same. Then it also reads episodes,
+whose declarations it must choose from; an episode's prompt is computed once and shared by its messages.
 """
 
 import random
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.nn.functional import cross_entropy, pad
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from router.augment import casing, typo
@@ -26,14 +28,12 @@ FAINT = 0.1
 """What a norm multiplies by at first where little shall come through."""
 WIDENING = 2
 """How much wider the feed-forward layers are than the others."""
-READING = 0.72
-"""Share of the steps that read messages alone; they cost half of the others."""
+READING = 0.7
+"""Share of the steps that only read messages alone; of the others every second reads an episode."""
 ROWS = 64
-"""Messages of one step of reading."""
+"""Messages that a process reads in one step."""
 MESSAGES = 24
-"""Messages of one episode."""
-EPISODES = 2
-"""Episodes of one later step."""
+"""Messages of an episode, of which each process gets one a step."""
 CUTS = 0.03
 """Share of the places inside a message where tokens are kept from merging, so that a word is seen in other parts too.
 
@@ -41,9 +41,10 @@ As BPE dropout does (Provilkov et al., 2020), which `tokenizers` offers with a r
 """
 LEFT_OUT = 0.15
 """Share of the words left out of half of the messages, so that no single word decides."""
-WINDOW = 4096
-"""Tokens that a sliding-window layer looks back. As in FunctionGemma the first five of six layers are such: with a
-window shorter than a prompt, no layer of a small network would see all of it."""
+WINDOW = 128
+"""Tokens that a layer looks back: a message and its answer. As in FunctionGemma the first five of six layers are such,
+so all of these. What stands further up in a prompt comes through the layers in between. With a window as wide as the
+prompt, what was read of messages alone was lost among the declarations (see LOG.md)."""
 MAX_MESSAGE = 96
 """Tokens of a message; the few longer ones are cut."""
 
@@ -130,13 +131,15 @@ def example(encoder: Encoder, text: str, call: Call | None, rng: random.Random) 
     return {"input_ids": prompt + answer, "labels": labels, "prefix_length": len(encoder.prefix)}
 
 
-def reading_batch(corpus: Corpus, bare: Encoder, rng: random.Random) -> dict[str, torch.Tensor]:
-    """Messages alone, each in a row of its own, answered by the call that its tool or a desk of its kind would get."""
+def reading_batch(corpus: Corpus, bare: Encoder, quarter: int, rng: random.Random) -> dict[str, torch.Tensor]:
+    """Messages alone, each in a row of its own, answered by the call that its tool or a desk of its kind would get.
+
+    Args:
+        quarter: 0 to 3, the shortest to the longest of four times as many messages: so little of a batch is padding
+    """
     drawn = [example(bare, *undeclared(corpus, rng), rng) for _ in range(4 * ROWS)]
-    # One quarter of like lengths, so that little of the batch is padding; any row is in it as likely as any other.
     drawn.sort(key=lambda row: len(row["input_ids"]))
-    start = ROWS * rng.randrange(4)
-    rows = [collate_sharing_prefix([row]) for row in drawn[start : start + ROWS]]
+    rows = [collate_sharing_prefix([row]) for row in drawn[ROWS * quarter : ROWS * (quarter + 1)]]
     longest = max(row["input_ids"].shape[1] for row in rows)
     fill = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": PADDING}
     return {
@@ -169,14 +172,15 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
-def batches(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, seed: int, step: int, steps: int
-) -> list[dict[str, torch.Tensor]]:
-    """What one step learns from; it depends on the seed and the step alone, so that training can be resumed."""
-    rng = random.Random(f"{seed}/{step}")
-    if step < READING * steps:
-        return [reading_batch(corpus, Encoder(tokenizer, [], ""), rng)]
-    return [episode_batch(tokenizer, episode(corpus, rng, MESSAGES), rng) for _ in range(EPISODES)]
+def batch(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, step: int, steps: int, seed: str
+) -> dict[str, torch.Tensor]:
+    """What one process learns from in one step; it depends on the arguments alone, so that training can be resumed."""
+    rng = random.Random(seed)
+    if step < READING * steps or step % 2:
+        # The same quarter in all processes, so that none waits for another.
+        return reading_batch(corpus, Encoder(tokenizer, [], ""), random.Random(step).randrange(4), rng)
+    return episode_batch(tokenizer, episode(corpus, rng, MESSAGES), rng)
 
 
 def new_optimizer(model: Gemma3ForCausalLM, peak: float) -> torch.optim.AdamW:
@@ -187,20 +191,21 @@ def new_optimizer(model: Gemma3ForCausalLM, peak: float) -> torch.optim.AdamW:
 
 
 def train_step(
-    model: Gemma3ForCausalLM, optimizer: torch.optim.Optimizer, parts: list[dict[str, torch.Tensor]], lr: float
+    model: Gemma3ForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], lr: float
 ) -> float:
-    """One optimizer step on the mean loss of `parts`, which it returns, in nats a token."""
-    total = 0.0
-    for batch in parts:
-        loss = batch_loss(model, batch) / len(parts)
-        loss.backward()
-        total += loss.item()
+    """One optimizer step on the mean of the processes' losses; returns this process's own, in nats a token."""
+    loss = batch_loss(model, batch)
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    joined = parameters_to_vector(gradients) / distributed.get_world_size()
+    distributed.all_reduce(joined)
+    vector_to_parameters(joined, gradients)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total
+    return loss.item()
 
 
 def save(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
