@@ -19,7 +19,7 @@ from tqdm import tqdm
 from router.agents import load_agents
 from router.checkpoints import load_state, save_state
 from router.embedded.corpus import Corpus, check_apart, load_corpus
-from router.embedded.meanings import texts_by_tool, word_vectors
+from router.embedded.meanings import word_vectors
 from router.embedded.pretraining import batch, learning_rate, new_model, new_optimizer, save, train_step
 from router.embedded.tokenizer import train_tokenizer
 from router.encoding import Encoder
@@ -74,9 +74,8 @@ def pretrain(params: Params, corpus: Corpus, rank: int, meeting: str) -> None:
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     embedded = params.embedded
     tokenizer = train_tokenizer(tokenizer_texts(corpus), embedded.vocabulary)
+    vectors = word_vectors(Encoder(tokenizer, [], ""), corpus, embedded.hidden, params.seed)
     torch.manual_seed(params.seed)
-    plain = Encoder(tokenizer, [], "")
-    vectors = word_vectors(plain, texts_by_tool(corpus), embedded.hidden)
     model = new_model(tokenizer, embedded, vectors)
     optimizer = new_optimizer(model, embedded.lr)
     first = rank == 0

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from ruamel.yaml import YAML
 
 from router.embedded.corpus import Corpus, desk, desk_episode, load_corpus, tool_episode, undeclared
-from router.embedded.meanings import texts_by_tool, word_vectors
+from router.embedded.meanings import word_vectors
 from router.embedded.tokenizer import train_tokenizer
 from router.encoding import Encoder
 from router.errors import InputError
@@ -59,20 +59,18 @@ def test_a_stray_message_is_declined_and_others_are_not(corpus: Corpus) -> None:
         assert (call is None) == (text in strays)
 
 
-def test_a_message_is_nearer_to_its_own_tools_topics_than_to_others(corpus: Corpus) -> None:
+def test_a_message_is_nearer_to_its_own_entry_than_to_others(corpus: Corpus) -> None:
     texts = [utterance.text for tool in corpus.tools for utterance in tool.utterances]
     encoder = Encoder(train_tokenizer(texts, 1500), [], "")
-    torch.manual_seed(0)
-    vectors = word_vectors(encoder, texts_by_tool(corpus), 24)
-
-    def meaning(text: str) -> torch.Tensor:
-        return torch.nn.functional.normalize(vectors[encoder.text(text)].mean(dim=0), dim=0)
-
-    # The topics' names, which stand in other texts than the messages that they are compared with.
-    names = torch.stack([meaning(" ".join(tool.utterances[0].topics)) for tool in corpus.tools])
-    messages = torch.stack([meaning(tool.utterances[0].text) for tool in corpus.tools])
-    near = messages @ names.T
-    assert near.diagonal().mean() > near.mean() + 0.2
+    vectors = word_vectors(encoder, corpus, 24, seed=0)
+    assert torch.equal(vectors, word_vectors(encoder, corpus, 24, seed=0))
+    entries = corpus.desks["fault"].menus[0].entries
+    named = torch.stack([vectors[encoder.text(entry)].mean(dim=0) for entry in entries])
+    filed = [utterance for _, utterance in corpus.requests["fault"] if utterance.filed]
+    messages = torch.stack([vectors[encoder.text(utterance.text)].mean(dim=0) for utterance in filed])
+    chosen = [entries[index] for index in (messages @ named.T).argmax(dim=1).tolist()]
+    right = sum(entry == utterance.filed[0] for entry, utterance in zip(chosen, filed, strict=True))
+    assert right > 0.5 * len(filed)
 
 
 def test_a_value_without_topics_is_refused_by_name(tmp_path: Path) -> None:

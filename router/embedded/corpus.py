@@ -27,6 +27,8 @@ URGENCY = {"l": "low", "m": "medium", "h": "high"}
 KINDS = ("fault", "money", "information", "action", "other")
 WRITTEN_FOR = ("fault", "money", "information")
 """What customers mostly write for: something broken, something paid, something they want to know."""
+NAMES = 6
+"""First names of a desk, the only ones that answer a message which is read alone."""
 FILED = 0.9
 """How often a desk goes by its menus, and not by the other names."""
 STRAY = "other"
@@ -341,4 +343,4 @@ def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call | None]:
         arguments |= zip(rng.sample(corpus.topic_names, k=len(topics)), topics, strict=True)
     arguments[rng.choice(corpus.urgency_names)] = utterance.urgency
     # Of the many names that a desk can have only a few: what is to be learned here is the kind.
-    return utterance.text, Call(rng.choice(corpus.desks[kind].names[:3]), arguments)
+    return utterance.text, Call(rng.choice(corpus.desks[kind].names[:NAMES]), arguments)

@@ -1,9 +1,10 @@
 """Builds the embedded base: a miniature Gemma 3 that learns from a random start what customers' messages mean.
 
-Its word vectors start from counts (see `meanings`), and its attention as a mean: from random weights it took no notice
-of the messages for tens of thousands of examples. First it reads messages alone, each answered by a call without any
-declaration: short rows, many of them, from which it learns which words mean the same. Then it also reads episodes,
-whose declarations it must choose from; an episode's prompt is computed once and shared by its messages.
+Its word vectors already name what messages are about (see `meanings`), and its attention begins as a mean: from random
+weights it took no notice of the messages for tens of thousands of examples. First it reads messages alone, each
+answered by a call without any declaration: short rows, many of them, from which it learns which words mean the same.
+Then it also reads episodes, whose declarations it must choose from; an episode's prompt is computed once and shared by
+its messages.
 """
 
 import random
