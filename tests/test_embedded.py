@@ -13,6 +13,7 @@ import torch
 from conftest import REPOSITORY
 from ruamel.yaml import YAML
 
+from router.embedded import meanings
 from router.embedded.corpus import Corpus, desk, desk_episode, load_corpus, tool_episode, undeclared
 from router.embedded.meanings import word_vectors
 from router.embedded.tokenizer import train_tokenizer
@@ -59,7 +60,8 @@ def test_a_stray_message_is_declined_and_others_are_not(corpus: Corpus) -> None:
         assert (call is None) == (text in strays)
 
 
-def test_a_message_is_nearer_to_its_own_entry_than_to_others(corpus: Corpus) -> None:
+def test_a_message_is_nearer_to_its_own_entry_than_to_others(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meanings, "PASSES", 40)  # of a small corpus
     texts = [utterance.text for tool in corpus.tools for utterance in tool.utterances]
     encoder = Encoder(train_tokenizer(texts, 1500), [], "")
     vectors = word_vectors(encoder, corpus, 24, seed=0)
