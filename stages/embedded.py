@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from router.agents import load_agents
 from router.checkpoints import load_state, save_state
@@ -65,16 +66,16 @@ def checkpoint_folder(params: Params) -> Path:
     return Path(".checkpoints") / f"embedded-{digest.hexdigest()[:16]}"
 
 
-def pretrain(params: Params, corpus: Corpus, rank: int, meeting: str) -> None:
+def pretrain(
+    params: Params, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, vectors: torch.Tensor, rank: int, meeting: str
+) -> None:
     """Train in one of the processes that meet at the file `meeting`; the first one, of rank 0, reports and saves.
 
     All build the same model and make the same steps, each with the mean of all processes' gradients.
     """
-    torch.set_num_threads(1)  # matrices of this size gain little from more
+    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     embedded = params.embedded
-    tokenizer = train_tokenizer(tokenizer_texts(corpus), embedded.vocabulary)
-    vectors = word_vectors(Encoder(tokenizer, [], ""), corpus, embedded.hidden, params.seed)
     torch.manual_seed(params.seed)
     model = new_model(tokenizer, embedded, vectors)
     optimizer = new_optimizer(model, embedded.lr)
@@ -109,15 +110,19 @@ def main() -> None:
     check_apart(corpus, measured_texts(params), [agent.name for agent in load_agents(params.agents)])
     utterances = sum(len(tool.utterances) for tool in corpus.tools)
     print(f"{len(corpus.tools)} tools, {utterances} utterances, {len({tool.domain for tool in corpus.tools})} domains")
+    torch.set_num_threads(1)  # matrices of this size gain little from more
+    tokenizer = train_tokenizer(tokenizer_texts(corpus), params.embedded.vocabulary)
+    vectors = word_vectors(Encoder(tokenizer, [], ""), corpus, params.embedded.hidden, params.seed)
+    shared = (params, corpus, tokenizer, vectors)
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
         others = [
-            get_context("spawn").Process(target=pretrain, args=(params, corpus, rank, meeting), daemon=True)
+            get_context("spawn").Process(target=pretrain, args=(*shared, rank, meeting), daemon=True)
             for rank in range(1, PROCESSES)
         ]
         for process in others:
             process.start()
-        pretrain(params, corpus, 0, meeting)
+        pretrain(*shared, 0, meeting)
         for process in others:
             process.join()
 

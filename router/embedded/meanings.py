@@ -1,10 +1,12 @@
 """First word vectors: a bag of tokens learns to name what messages are filed under. A head start, in half a minute."""
 
 import random
+import re
 from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy, embedding_bag
+from tqdm import trange
 
 from router.embedded.corpus import STRAY, URGENCY, Corpus, Utterance
 from router.encoding import Encoder
@@ -27,13 +29,23 @@ class Form:
     """What is noted of every message: the kind of request, how urgent it is, and the entries of its desk's menus."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self.kinds = [kind for kind in corpus.desks if kind in corpus.requests and kind != STRAY]
         self.urgencies = list(URGENCY.values())
-        self.desks = {kind: corpus.desks[kind] for kind in self.kinds}
+        self.desks = {kind: desk for kind, desk in corpus.desks.items() if kind in corpus.requests and kind != STRAY}
 
     def answers(self) -> list[list[Sequence[str]]]:
-        """For each field its possible answers, and for each answer the names it goes by."""
-        kinds: list[Sequence[str]] = [desk.names for desk in self.desks.values()]
+        """For each field its possible answers, and for each answer what it goes by.
+
+        A kind goes by its desk's names and by the words that only its desk is described with: so whatever an agent for
+        it is called, the words of its name are near.
+        """
+        described = {
+            kind: {word for text in desk.descriptions for word in re.findall(r"[a-z]+", text.lower())}
+            for kind, desk in self.desks.items()
+        }
+        kinds: list[Sequence[str]] = []
+        for kind, desk in self.desks.items():
+            elsewhere = set().union(*(words for other, words in described.items() if other != kind))
+            kinds.append([*desk.names, *sorted(described[kind] - elsewhere)])
         menus = [menu for desk in self.desks.values() for menu in desk.menus]
         fields: list[list[Sequence[str]]] = [[*kinds, [DECLINE]], [[name] for name in self.urgencies]]
         return fields + [[[entry] for entry in menu.entries] for menu in menus]
@@ -41,10 +53,10 @@ class Form:
     def filled_in(self, utterance: Utterance) -> list[int]:
         """The number of the answer in each field, IGNORED where none is known."""
         if utterance.kind == STRAY:
-            kind, urgency = len(self.kinds), IGNORED
+            kind, urgency = len(self.desks), IGNORED
         else:
             known = utterance.filed or not self.desks[utterance.kind].menus
-            kind = self.kinds.index(utterance.kind) if known else IGNORED
+            kind = list(self.desks).index(utterance.kind) if known else IGNORED
             urgency = self.urgencies.index(utterance.urgency)
         fields = [kind, urgency]
         for name, desk in self.desks.items():
@@ -75,7 +87,7 @@ def word_vectors(encoder: Encoder, corpus: Corpus, size: int, seed: int) -> torc
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     form = Form(corpus)
-    # Names of a desk have words in common: each counts once.
+    # What an answer goes by has words in common: each counts once.
     answers = [
         [torch.tensor(sorted({token for name in names for token in encoder.text(name)})) for names in field]
         for field in form.answers()
@@ -93,7 +105,7 @@ def word_vectors(encoder: Encoder, corpus: Corpus, size: int, seed: int) -> torc
     optimizer = torch.optim.AdamW([vectors], lr=LR, weight_decay=0.0)
     steps = PASSES * len(messages) // (2 * BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
-    for _ in range(steps):
+    for _ in trange(steps, desc="Word vectors", unit="step"):
         drawn = torch.randint(len(messages), (BATCH,), generator=generator)
         seen = []
         for message in (messages[number] for number in drawn.tolist()):
