@@ -18,11 +18,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from router.agents import load_agents
-from router.checkpoints import load_state, save_state
+from router.checkpoints import last_complete, load_state, save_state
 from router.embedded.corpus import Corpus, check_apart, load_corpus
-from router.embedded.meanings import word_vectors
+from router.embedded.meanings import Form, word_vectors
 from router.embedded.pretraining import batch, learning_rate, new_model, new_optimizer, save, train_step
-from router.embedded.tokenizer import train_tokenizer
+from router.embedded.tokenizer import tokenizer_texts, train_tokenizer
 from router.encoding import Encoder
 from router.errors import run
 from router.examples import read_bank, read_out_of_scope
@@ -36,21 +36,6 @@ CHECKPOINT_EVERY = 100
 """Steps between two checkpoints."""
 
 
-def tokenizer_texts(corpus: Corpus) -> list[str]:
-    """What the tokenizer learns its word parts from: every utterance, also in lower case, and every declaration."""
-    texts = []
-    for tool in corpus.tools:
-        texts += [tool.agent.name, tool.agent.description]
-        for name, parameter in tool.agent.parameters.items():
-            texts += [name, parameter.description, *parameter.enum]
-        for utterance in tool.utterances:
-            # Topics stand in declarations and calls without a blank before them: as often as in the messages' text.
-            texts += [utterance.text, utterance.text.lower(), *utterance.filed, *utterance.topics]
-    for desk in corpus.desks.values():
-        texts += [*desk.names, *desk.descriptions]
-    return texts
-
-
 def measured_texts(params: Params) -> list[str]:
     """Every text that the base is measured on."""
     bank = read_bank("data/bank", load_agents(params.agents))
@@ -61,23 +46,32 @@ def measured_texts(params: Params) -> list[str]:
 def checkpoint_folder(params: Params) -> Path:
     """Checkpoints belong to one text and one set of parameters: another gets another folder."""
     digest = hashlib.sha256(repr((params.embedded, params.seed)).encode())
-    for path in sorted(Path(CORPUS).glob("*.yaml")) + sorted(Path("router/embedded").glob("*.py")):
+    for path in [*sorted(Path(CORPUS).glob("*.yaml")), *sorted(Path("router/embedded").glob("*.py")), Path(__file__)]:
         digest.update(path.read_bytes())
     return Path(".checkpoints") / f"embedded-{digest.hexdigest()[:16]}"
 
 
 def pretrain(
-    params: Params, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, vectors: torch.Tensor, rank: int, meeting: str
+    params: Params,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: torch.Tensor | None,
+    rank: int,
+    meeting: str,
 ) -> None:
     """Train in one of the processes that meet at the file `meeting`; the first one, of rank 0, reports and saves.
 
     All build the same model and make the same steps, each with the mean of all processes' gradients.
+
+    Args:
+        vectors: of every token at the start, (vocabulary, hidden); None where a checkpoint has better ones
     """
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     embedded = params.embedded
     torch.manual_seed(params.seed)
     model = new_model(tokenizer, embedded, vectors)
+    form = Form(corpus, Encoder(tokenizer, [], ""))
     optimizer = new_optimizer(model, embedded.lr)
     first = rank == 0
     if first:
@@ -92,8 +86,8 @@ def pretrain(
     progress = tqdm(steps, initial=start, total=embedded.steps, unit="step", smoothing=0.05, disable=not first)
     average = None
     for step in progress:
-        examples = batch(corpus, tokenizer, step, embedded.steps, f"{params.seed}/{step}/{rank}")
-        loss = train_step(model, optimizer, examples, learning_rate(step, embedded.steps, embedded.lr))
+        examples = batch(corpus, form, tokenizer, step, embedded.steps, f"{params.seed}/{step}/{rank}")
+        loss = train_step(model, form, optimizer, examples, learning_rate(step, embedded.steps, embedded.lr))
         average = loss if average is None else 0.98 * average + 0.02 * loss
         progress.set_postfix(loss=f"{average:.3f}")
         if first and (step + 1) % CHECKPOINT_EVERY == 0:
@@ -112,7 +106,10 @@ def main() -> None:
     print(f"{len(corpus.tools)} tools, {utterances} utterances, {len({tool.domain for tool in corpus.tools})} domains")
     torch.set_num_threads(1)  # matrices of this size gain little from more
     tokenizer = train_tokenizer(tokenizer_texts(corpus), params.embedded.vocabulary)
-    vectors = word_vectors(Encoder(tokenizer, [], ""), corpus, params.embedded.hidden, params.seed)
+    vectors = None
+    if last_complete(checkpoint_folder(params)) is None:
+        encoder = Encoder(tokenizer, [], "")
+        vectors = word_vectors(Form(corpus, encoder), encoder, corpus, params.embedded.hidden, params.seed)
     shared = (params, corpus, tokenizer, vectors)
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"

@@ -14,8 +14,8 @@ from conftest import REPOSITORY
 from ruamel.yaml import YAML
 
 from router.embedded import meanings
-from router.embedded.corpus import Corpus, desk, desk_episode, load_corpus, tool_episode, undeclared
-from router.embedded.meanings import word_vectors
+from router.embedded.corpus import Corpus, desk, desk_episode, load_corpus, one_message, tool_episode, undeclared
+from router.embedded.meanings import Form, word_vectors
 from router.embedded.tokenizer import train_tokenizer
 from router.encoding import Encoder
 from router.errors import InputError
@@ -56,16 +56,18 @@ def test_what_is_declared_and_asked_varies(corpus: Corpus) -> None:
 def test_a_stray_message_is_declined_and_others_are_not(corpus: Corpus) -> None:
     strays = {utterance.text for _, utterance in corpus.requests["other"]}
     for seed in range(200):
-        text, call = undeclared(corpus, random.Random(seed))
-        assert (call is None) == (text in strays)
+        rng = random.Random(seed)
+        tool, utterance = one_message(corpus, rng)
+        assert (undeclared(corpus, tool, utterance, rng) is None) == (utterance.text in strays)
 
 
 def test_a_message_is_nearer_to_its_own_entry_than_to_others(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meanings, "PASSES", 40)  # of a small corpus
+    monkeypatch.setattr(meanings, "PASSES", 80)  # of a small corpus
     texts = [utterance.text for tool in corpus.tools for utterance in tool.utterances]
     encoder = Encoder(train_tokenizer(texts, 1500), [], "")
-    vectors = word_vectors(encoder, corpus, 24, seed=0)
-    assert torch.equal(vectors, word_vectors(encoder, corpus, 24, seed=0))
+    form = Form(corpus, encoder)
+    vectors = word_vectors(form, encoder, corpus, 24, seed=0)
+    assert torch.equal(vectors, word_vectors(form, encoder, corpus, 24, seed=0))
     entries = corpus.desks["fault"].menus[0].entries
     named = torch.stack([vectors[encoder.text(entry)].mean(dim=0) for entry in entries])
     filed = [utterance for _, utterance in corpus.requests["fault"] if utterance.filed]
@@ -98,7 +100,6 @@ def test_an_entry_that_no_menu_holds_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_desk_handles_only_what_is_filed_under_what_it_declares(corpus: Corpus) -> None:
-    filed = {utterance.text: utterance for _, utterance in corpus.requests["money"]}
     entries = set(corpus.filed["money"])
     menus = 0
     for seed in range(20):
@@ -107,9 +108,9 @@ def test_a_desk_handles_only_what_is_filed_under_what_it_declares(corpus: Corpus
         if not set(declared) <= {entry for menu in corpus.desks["money"].menus for entry in menu.entries}:
             continue
         menus += 1
-        for text, call in (pair for pairs in handled for pair in pairs):
-            assert filed[text].filed[0] in entries & set(declared)
-            assert filed[text].filed[0] in call.arguments.values()
+        for topics, utterances in handled.items():
+            assert topics[0] in entries & set(declared)
+            assert all(utterance.filed == topics for utterance in utterances)
     assert menus > 5
 
 

@@ -10,7 +10,7 @@ declares some of either: so the model learns which words mean the same.
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ FILED = 0.9
 """How often a desk goes by its menus, and not by the other names."""
 STRAY = "other"
 """The kind of what no desk of a company can do anything with."""
+STRAYS = 0.1
+"""How many of the messages that are read alone are such."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class Corpus:
         return found
 
     @cached_property
-    def filed(self) -> dict[str, dict[str, list[Utterance]]]:
-        """Utterances by their kind and by each entry that they are filed under."""
-        found: dict[str, dict[str, list[Utterance]]] = {kind: {} for kind in self.requests}
+    def filed(self) -> dict[str, dict[str, list[tuple[Tool, Utterance]]]]:
+        """The same by each entry that they are filed under."""
+        found: dict[str, dict[str, list[tuple[Tool, Utterance]]]] = {kind: {} for kind in self.requests}
         for kind, requests in self.requests.items():
-            for _, utterance in requests:
+            for tool, utterance in requests:
                 for entry in utterance.filed:
-                    found[kind].setdefault(entry, []).append(utterance)
+                    found[kind].setdefault(entry, []).append((tool, utterance))
         return found
 
 
@@ -253,37 +255,37 @@ def stray(corpus: Corpus, kinds: Collection[str], rng: random.Random) -> str | N
     return rng.choice(corpus.requests[kind])[1].text
 
 
-def desk(corpus: Corpus, kind: str, rng: random.Random) -> tuple[Agent, list[list[tuple[str, Call]]]]:
-    """A desk for one kind of request, and the messages that it handles with their calls, those of one topic together.
+def desk(corpus: Corpus, kind: str, rng: random.Random) -> tuple[Agent, dict[tuple[str, ...], list[Utterance]]]:
+    """A desk for one kind of request, and the messages that it handles by what a call would give as its topics.
 
     It declares some entries of each of its menus; or else a few of the other names that its messages go by, under one
     parameter or, from two sides, under two. A message of which no declared topic speaks, or more than one, is not
     among them.
     """
-    utterances = [utterance for _, utterance in corpus.requests[kind]]
+    requests = corpus.requests[kind]
     menus = corpus.desks[kind].menus
+    by_menus = bool(menus) and rng.random() < FILED
     declared: dict[str, list[str]] = {}
-    if menus and rng.random() < FILED:
+    if by_menus:
         for menu in menus:
             count = min(len(menu.entries), rng.choice([6, 12, 20]))
             declared[rng.choice(menu.names)] = rng.sample(menu.entries, count)
-        known = [(utterance, utterance.filed) for utterance in utterances]
     else:
         for name in rng.sample(corpus.topic_names, k=2 if rng.random() < 0.3 else 1):
-            drawn = {rng.choice(rng.choice(utterances).topics) for _ in range(rng.choice([4, 8, 12, 24]))}
+            drawn = {rng.choice(rng.choice(requests)[1].topics) for _ in range(rng.choice([4, 8, 12, 24]))}
             declared[name] = sorted(drawn)
-        known = [(utterance, utterance.topics) for utterance in utterances]
     urgency_name = rng.choice(corpus.urgency_names) if rng.random() < 0.7 else None
     name = rng.choice(corpus.desks[kind].names)
-    handled: dict[tuple[str, ...], list[tuple[str, Call]]] = {}
-    for utterance, topics_of_it in known:
-        fitting = [[topic for topic in topics if topic in topics_of_it] for topics in declared.values()]
-        if all(len(topics) == 1 for topics in fitting):
-            chosen = tuple(topic for (topic,) in fitting)
-            arguments: dict[str, Value] = dict(zip(declared, chosen, strict=True))
-            if urgency_name:
-                arguments[urgency_name] = utterance.urgency
-            handled.setdefault(chosen, []).append((utterance.text, Call(name, arguments)))
+
+    @cache  # many messages go by the same names
+    def chosen(names: tuple[str, ...]) -> tuple[str, ...] | None:
+        fitting = [[topic for topic in topics if topic in names] for topics in declared.values()]
+        return tuple(topic for (topic,) in fitting) if all(len(topics) == 1 for topics in fitting) else None
+
+    handled: dict[tuple[str, ...], list[Utterance]] = {}
+    for _, utterance in requests:
+        if topics := chosen(utterance.filed if by_menus else utterance.topics):
+            handled.setdefault(topics, []).append(utterance)
     if len(handled) < 2:
         return desk(corpus, kind, rng)
     parameters = {
@@ -292,8 +294,7 @@ def desk(corpus: Corpus, kind: str, rng: random.Random) -> tuple[Agent, list[lis
     }
     if urgency_name:
         parameters[urgency_name] = Parameter(enum=tuple(URGENCY.values()), description="How pressing it is")
-    agent = Agent(name=name, description=rng.choice(corpus.desks[kind].descriptions), parameters=parameters)
-    return agent, list(handled.values())
+    return Agent(name=name, description=rng.choice(corpus.desks[kind].descriptions), parameters=parameters), handled
 
 
 def desk_episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
@@ -309,9 +310,13 @@ def desk_episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
         if text is not None:
             asked.append((text, None))
             continue
-        _, handled = rng.choice(desks)
+        agent, handled = rng.choice(desks)
         # First a topic, then a message: so the frequent topics do not crowd out the others.
-        asked.append(rng.choice(rng.choice(handled)))
+        topics = rng.choice(list(handled))
+        utterance = rng.choice(handled[topics])
+        # The last parameter may be the urgency.
+        arguments = zip(agent.parameters, (*topics, utterance.urgency), strict=False)
+        asked.append((utterance.text, Call(agent.name, dict(arguments))))
     return Episode([agent for agent, _ in desks], asked)
 
 
@@ -319,28 +324,37 @@ def episode(corpus: Corpus, rng: random.Random, messages: int) -> Episode:
     return (desk_episode if rng.random() < 0.7 else tool_episode)(corpus, rng, messages)
 
 
-def undeclared(corpus: Corpus, rng: random.Random) -> tuple[str, Call | None]:
-    """A message with an answer that fits it where nothing is declared: a call of its own tool or of a desk of its kind.
+def _less_unevenly(groups: dict[str, list[tuple[Tool, Utterance]]], rng: random.Random) -> str:
+    """One of the groups: a large one oftener, but less than it is larger, for the small ones have fewer texts."""
+    (name,) = rng.choices(list(groups), [len(members) ** 0.5 for members in groups.values()])
+    return name
+
+
+def one_message(corpus: Corpus, rng: random.Random) -> tuple[Tool, Utterance]:
+    """Any message with its tool: some that fit no desk, the others drawn by their kind and the entry they go under."""
+    if rng.random() < STRAYS:
+        return rng.choice(corpus.requests[STRAY])
+    kind = _less_unevenly({kind: of_it for kind, of_it in corpus.requests.items() if kind != STRAY}, rng)
+    entries = corpus.filed[kind]
+    return rng.choice(entries[_less_unevenly(entries, rng)] if entries else corpus.requests[kind])
+
+
+def undeclared(corpus: Corpus, tool: Tool, utterance: Utterance, rng: random.Random) -> Call | None:
+    """An answer that fits a message where nothing is declared: a call of its own tool or of a desk of its kind.
 
     What fits no desk at all is declined.
     """
-    if rng.random() < 0.15:
-        return rng.choice(corpus.requests[STRAY])[1].text, None
-    kind = rng.choice([kind for kind in corpus.requests if kind != STRAY])
+    if utterance.kind == STRAY:
+        return None
     arguments: dict[str, Value] = {}
-    if corpus.filed[kind] and rng.random() < FILED:
-        entries = corpus.filed[kind]
-        # The frequent entries oftener, but not as often as they are: the rare ones have fewer texts to learn from.
-        (entry,) = rng.choices(list(entries), [len(utterances) ** 0.5 for utterances in entries.values()])
-        utterance = rng.choice(entries[entry])
-        for menu, topic in zip(corpus.desks[kind].menus, utterance.filed, strict=True):
-            arguments[rng.choice(menu.names)] = topic
+    if utterance.filed and rng.random() < FILED:
+        for menu, entry in zip(corpus.desks[utterance.kind].menus, utterance.filed, strict=True):
+            arguments[rng.choice(menu.names)] = entry
+    elif rng.random() < 0.3:
+        return Call(tool.agent.name, utterance.arguments)
     else:
-        tool, utterance = rng.choice(corpus.requests[kind])
-        if rng.random() < 0.3:
-            return utterance.text, Call(tool.agent.name, utterance.arguments)
         topics = rng.sample(utterance.topics, k=min(len(utterance.topics), 2))
         arguments |= zip(rng.sample(corpus.topic_names, k=len(topics)), topics, strict=True)
     arguments[rng.choice(corpus.urgency_names)] = utterance.urgency
     # Of the many names that a desk can have only a few: what is to be learned here is the kind.
-    return utterance.text, Call(rng.choice(corpus.desks[kind].names[:NAMES]), arguments)
+    return Call(rng.choice(corpus.desks[utterance.kind].names[:NAMES]), arguments)

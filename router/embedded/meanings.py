@@ -1,4 +1,4 @@
-"""First word vectors: a bag of tokens learns to name what messages are filed under. A head start, in half a minute."""
+"""What messages are filed under, and a network's first lesson in it: word vectors, learned in about a minute."""
 
 import random
 import re
@@ -16,23 +16,31 @@ from router.prefix_sharing import IGNORED
 SPREAD = 0.05
 """Standard deviation of the first vectors' entries."""
 PASSES = 8
-"""How often each message is read, in its own letters and in small ones; more passes name no more queries rightly."""
+"""How often each message is read, in its own letters or in small ones; more passes name no more queries rightly."""
 BATCH = 256
 LR = 2e-3
 LEFT_OUT = 0.3
 """Largest share of a message's tokens that is left out."""
 SHARPNESS = 1.5
-"""Factor on a bag's agreement with an answer's name before the softmax."""
+"""Factor on a summary's agreement with an answer's name before the softmax."""
 
 
 class Form:
-    """What is noted of every message: the kind of request, how urgent it is, and the entries of its desk's menus."""
+    """What is noted of every message: the kind of request, how urgent it is, and the entries of its desk's menus.
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.urgencies = list(URGENCY.values())
+    The possible answers to each field go by names, and a message's answer is the one whose name's vector agrees best
+    with the message's summary, a vector too.
+    """
+
+    def __init__(self, corpus: Corpus, encoder: Encoder) -> None:
         self.desks = {kind: desk for kind, desk in corpus.desks.items() if kind in corpus.requests and kind != STRAY}
+        # What an answer goes by has words in common: each counts once.
+        self.answers = [
+            [torch.tensor(sorted({token for name in names for token in encoder.text(name)})) for names in field]
+            for field in self._names()
+        ]
 
-    def answers(self) -> list[list[Sequence[str]]]:
+    def _names(self) -> list[list[Sequence[str]]]:
         """For each field its possible answers, and for each answer what it goes by.
 
         A kind goes by its desk's names and by the words that only its desk is described with: so whatever an agent for
@@ -47,7 +55,7 @@ class Form:
             elsewhere = set().union(*(words for other, words in described.items() if other != kind))
             kinds.append([*desk.names, *sorted(described[kind] - elsewhere)])
         menus = [menu for desk in self.desks.values() for menu in desk.menus]
-        fields: list[list[Sequence[str]]] = [[*kinds, [DECLINE]], [[name] for name in self.urgencies]]
+        fields: list[list[Sequence[str]]] = [[*kinds, [DECLINE]], [[name] for name in URGENCY.values()]]
         return fields + [[[entry] for entry in menu.entries] for menu in menus]
 
     def filled_in(self, utterance: Utterance) -> list[int]:
@@ -57,7 +65,7 @@ class Form:
         else:
             known = utterance.filed or not self.desks[utterance.kind].menus
             kind = list(self.desks).index(utterance.kind) if known else IGNORED
-            urgency = self.urgencies.index(utterance.urgency)
+            urgency = list(URGENCY.values()).index(utterance.urgency)
         fields = [kind, urgency]
         for name, desk in self.desks.items():
             filed = utterance.filed if name == utterance.kind and utterance.filed else [None] * len(desk.menus)
@@ -67,6 +75,20 @@ class Form:
             ]
         return fields
 
+    def loss(self, vectors: torch.Tensor, summaries: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the known answers.
+
+        Args:
+            vectors: of all tokens, (vocabulary, size)
+            summaries: of messages, (messages, size)
+            filled: what `filled_in` gives for each, (messages, fields)
+        """
+        total = torch.zeros(())
+        for names, answers in zip(self.answers, filled.T, strict=True):
+            agreement = summaries @ means(vectors, names).T
+            total = total + cross_entropy(SHARPNESS * agreement, answers, ignore_index=IGNORED, reduction="sum")
+        return total / (filled != IGNORED).sum()
+
 
 def means(vectors: torch.Tensor, lists: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean vector of each list of tokens: (lists, size)."""
@@ -74,50 +96,38 @@ def means(vectors: torch.Tensor, lists: Sequence[torch.Tensor]) -> torch.Tensor:
     return embedding_bag(torch.cat(list(lists)), vectors, torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]]))
 
 
-def word_vectors(encoder: Encoder, corpus: Corpus, size: int, seed: int) -> torch.Tensor:
+def word_vectors(form: Form, encoder: Encoder, corpus: Corpus, size: int, seed: int) -> torch.Tensor:
     """Vectors of tokens whose mean over a message is nearest to the names of what the message is about.
 
     The model has one set of vectors for what it reads and what it writes, and begins by taking means. So these are
-    trained as such, alone, with the losses of all fields of the form added up (a linear text classifier of the kind of
-    Joulin et al., 2017, with names for classes).
+    trained as such, alone (a linear text classifier of the kind of Joulin et al., 2017, with names for classes).
 
     Returns:
         (vocabulary, size)
     """
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
-    form = Form(corpus)
-    # What an answer goes by has words in common: each counts once.
-    answers = [
-        [torch.tensor(sorted({token for name in names for token in encoder.text(name)})) for names in field]
-        for field in form.answers()
+    utterances = [utterance for tool in corpus.tools for utterance in tool.utterances]
+    filled = torch.tensor([form.filled_in(utterance) for utterance in utterances])  # (messages, fields)
+    messages = [
+        [torch.tensor(encoder.text(text)) for text in (utterance.text, utterance.text.lower())]
+        for utterance in utterances
     ]
-    messages, forms = [], []
-    for tool in corpus.tools:
-        for utterance in tool.utterances:
-            for text in (utterance.text, utterance.text.lower()):
-                messages.append(torch.tensor(encoder.text(text)))
-                forms.append(form.filled_in(utterance))
-    filled = torch.tensor(forms)  # (messages, fields)
 
     vectors = SPREAD * torch.randn(len(encoder.tokenizer), size, generator=generator)
     vectors.requires_grad_()
     optimizer = torch.optim.AdamW([vectors], lr=LR, weight_decay=0.0)
-    steps = PASSES * len(messages) // (2 * BATCH)
+    steps = PASSES * len(messages) // BATCH
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
     for _ in trange(steps, desc="Word vectors", unit="step"):
         drawn = torch.randint(len(messages), (BATCH,), generator=generator)
         seen = []
-        for message in (messages[number] for number in drawn.tolist()):
+        for message in (rng.choice(messages[number]) for number in drawn.tolist()):
             kept = message[torch.rand(len(message), generator=generator) > LEFT_OUT * rng.random()]
             seen.append(kept if len(kept) else message)
         bags = means(vectors, seen)
         bags = bags * torch.rsqrt(bags.pow(2).mean(dim=1, keepdim=True) + 1e-6)  # as the model's last norm does
-        loss = torch.zeros(())
-        for field, names in enumerate(answers):
-            given = filled[drawn, field]
-            if (given != IGNORED).any():
-                loss = loss + cross_entropy(SHARPNESS * bags @ means(vectors, names).T, given, ignore_index=IGNORED)
+        loss = form.loss(vectors, bags, filled[drawn])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,13 +1,14 @@
 """Builds the embedded base: a miniature Gemma 3 that learns from a random start what customers' messages mean.
 
 Its word vectors already name what messages are about (see `meanings`), and its attention begins as a mean: from random
-weights it took no notice of the messages for tens of thousands of examples. First it reads messages alone, each
-answered by a call without any declaration: short rows, many of them, from which it learns which words mean the same.
-Then it also reads episodes, whose declarations it must choose from; an episode's prompt is computed once and shared by
-its messages.
+weights it took no notice of the messages for tens of thousands of examples. First it reads messages alone and fills in
+the form on each: short rows, many of them, from which it learns which words mean the same. Then it answers each by a
+call without any declaration. Then it also reads episodes, whose declarations it must choose from; an episode's prompt
+is computed once and shared by its messages.
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from router.augment import casing, typo
-from router.embedded.corpus import Corpus, Episode, episode, undeclared
+from router.embedded.corpus import Corpus, Episode, Tool, Utterance, episode, one_message, undeclared
+from router.embedded.meanings import Form
 from router.encoding import Encoder
 from router.examples import DECLINE
 from router.functiongemma import DEFAULT_SYSTEM, STOP_TOKENS, Call
@@ -29,10 +31,14 @@ FAINT = 0.1
 """What a norm multiplies by at first where little shall come through."""
 WIDENING = 2
 """How much wider the feed-forward layers are than the others."""
-READING = 0.7
-"""Share of the steps that only read messages alone; of the others every second reads an episode."""
-ROWS = 64
-"""Messages that a process reads in one step."""
+FILING = 0.15
+"""Share of the steps that fill in forms."""
+ANSWERING = 0.4
+"""Share of the steps after them that answer messages alone; of the last ones every second reads an episode."""
+FORMS = 128
+"""Messages that a process files in one step."""
+ANSWERS = 64
+"""Messages that a process answers in one step, which takes about as long."""
 MESSAGES = 24
 """Messages of an episode, of which each process gets one a step."""
 CUTS = 0.03
@@ -50,11 +56,13 @@ MAX_MESSAGE = 96
 """Tokens of a message; the few longer ones are cut."""
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vectors: torch.Tensor) -> Gemma3ForCausalLM:
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vectors: torch.Tensor | None = None
+) -> Gemma3ForCausalLM:
     """A Gemma 3 of a few million parameters: random weights (from torch's global seed) around given word vectors.
 
     Args:
-        vectors: of every token, (vocabulary, hidden)
+        vectors: of every token, (vocabulary, hidden); None for random ones
     """
     heads = 4
     config = Gemma3TextConfig(
@@ -75,7 +83,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, params: EmbeddedParams, vector
         tie_word_embeddings=True,
     )
     model = Gemma3ForCausalLM(config)
-    model.model.embed_tokens.weight.data.copy_(vectors)
+    if vectors is not None:
+        model.model.embed_tokens.weight.data.copy_(vectors)
     _begin_as_means(model)
     stop = [tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS]
     model.generation_config = GenerationConfig(
@@ -124,23 +133,34 @@ def message_ids(encoder: Encoder, text: str, rng: random.Random) -> list[int]:
     return [index for part in cut(noisy(text, rng), rng) for index in encoder.text(part)][:MAX_MESSAGE]
 
 
-def example(encoder: Encoder, text: str, call: Call | None, rng: random.Random) -> dict[str, Any]:
-    """A message with its answer as token ids, for `collate_sharing_prefix`."""
-    prompt = [*encoder.prefix, *message_ids(encoder, text, rng), *encoder.turn]
-    answer = encoder.decline(DECLINE) if call is None else encoder.call(call)
+def prompt_ids(encoder: Encoder, text: str, rng: random.Random) -> list[int]:
+    return [*encoder.prefix, *message_ids(encoder, text, rng), *encoder.turn]
+
+
+def example(encoder: Encoder, prompt: list[int], answer: list[int]) -> dict[str, Any]:
+    """A prompt with its answer, which may be empty, for `collate_sharing_prefix`."""
     labels = [IGNORED] * len(prompt) + answer
     return {"input_ids": prompt + answer, "labels": labels, "prefix_length": len(encoder.prefix)}
 
 
-def reading_batch(corpus: Corpus, bare: Encoder, quarter: int, rng: random.Random) -> dict[str, torch.Tensor]:
-    """Messages alone, each in a row of its own, answered by the call that its tool or a desk of its kind would get.
+def answer_ids(encoder: Encoder, call: Call | None) -> list[int]:
+    return encoder.decline(DECLINE) if call is None else encoder.call(call)
+
+
+def alike_long(corpus: Corpus, count: int, quarter: int, rng: random.Random) -> list[tuple[Tool, Utterance]]:
+    """Messages of nearly one length, so that little of a batch is padding.
 
     Args:
-        quarter: 0 to 3, the shortest to the longest of four times as many messages: so little of a batch is padding
+        quarter: 0 to 3, the shortest to the longest of four times as many messages
     """
-    drawn = [example(bare, *undeclared(corpus, rng), rng) for _ in range(4 * ROWS)]
-    drawn.sort(key=lambda row: len(row["input_ids"]))
-    rows = [collate_sharing_prefix([row]) for row in drawn[ROWS * quarter : ROWS * (quarter + 1)]]
+    drawn = [one_message(corpus, rng) for _ in range(4 * count)]
+    drawn.sort(key=lambda pair: len(pair[1].text))
+    return drawn[count * quarter : count * (quarter + 1)]
+
+
+def in_rows(examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Every example in a row of its own, padded at the end."""
+    rows = [collate_sharing_prefix([example]) for example in examples]
     longest = max(row["input_ids"].shape[1] for row in rows)
     fill = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": PADDING}
     return {
@@ -149,21 +169,52 @@ def reading_batch(corpus: Corpus, bare: Encoder, quarter: int, rng: random.Rando
     }
 
 
+def filing_batch(
+    corpus: Corpus, form: Form, bare: Encoder, quarter: int, rng: random.Random
+) -> dict[str, torch.Tensor]:
+    """Messages alone, without any answer, and the form filled in on each."""
+    messages = [utterance for _, utterance in alike_long(corpus, FORMS, quarter, rng)]
+    rows = in_rows([example(bare, prompt_ids(bare, message.text, rng), []) for message in messages])
+    return rows | {"forms": torch.tensor([form.filled_in(message) for message in messages])}
+
+
+def answering_batch(corpus: Corpus, bare: Encoder, quarter: int, rng: random.Random) -> dict[str, torch.Tensor]:
+    """Messages alone, each answered by the call that its tool or a desk of its kind would get."""
+    return in_rows(
+        [
+            example(
+                bare,
+                prompt_ids(bare, message.text, rng),
+                answer_ids(bare, undeclared(corpus, tool, message, rng)),
+            )
+            for tool, message in alike_long(corpus, ANSWERS, quarter, rng)
+        ]
+    )
+
+
 def episode_batch(tokenizer: PreTrainedTokenizerFast, shown: Episode, rng: random.Random) -> dict[str, torch.Tensor]:
     """An episode in one row: its declarations once, then every message with its answer."""
     encoder = Encoder(tokenizer, shown.agents, DEFAULT_SYSTEM)
-    return collate_sharing_prefix([example(encoder, text, call, rng) for text, call in shown.messages])
+    return collate_sharing_prefix(
+        [example(encoder, prompt_ids(encoder, text, rng), answer_ids(encoder, call)) for text, call in shown.messages]
+    )
 
 
-def batch_loss(model: Gemma3ForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens."""
-    answers = batch["labels"][:, 1:] != IGNORED  # (R, L - 1)
+def batch_loss(model: Gemma3ForCausalLM, form: Form, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of the answers' tokens, or of the form where a batch is to be filed.
+
+    The form is filled in from the last hidden state of a prompt, where the answer would begin.
+    """
     hidden = model.model(
         input_ids=batch["input_ids"],
         attention_mask=attention_masks(batch["position_ids"], batch["segments"], WINDOW),
         position_ids=batch["position_ids"],
         use_cache=False,
     ).last_hidden_state
+    if "forms" in batch:
+        ends = (batch["segments"] != PADDING).sum(dim=1) - 1
+        return form.loss(model.model.embed_tokens.weight, hidden[torch.arange(len(ends)), ends], batch["forms"])
+    answers = batch["labels"][:, 1:] != IGNORED  # (R, L - 1)
     return cross_entropy(model.lm_head(hidden[:, :-1][answers]), batch["labels"][:, 1:][answers])
 
 
@@ -174,13 +225,16 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def batch(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, step: int, steps: int, seed: str
+    corpus: Corpus, form: Form, tokenizer: PreTrainedTokenizerFast, step: int, steps: int, seed: str
 ) -> dict[str, torch.Tensor]:
     """What one process learns from in one step; it depends on the arguments alone, so that training can be resumed."""
     rng = random.Random(seed)
-    if step < READING * steps or step % 2:
-        # The same quarter in all processes, so that none waits for another.
-        return reading_batch(corpus, Encoder(tokenizer, [], ""), random.Random(step).randrange(4), rng)
+    bare = Encoder(tokenizer, [], "")
+    quarter = random.Random(step).randrange(4)  # the same in all processes, so that none waits for another
+    if step < FILING * steps:
+        return filing_batch(corpus, form, bare, quarter, rng)
+    if step < (FILING + ANSWERING) * steps or step % 2:
+        return answering_batch(corpus, bare, quarter, rng)
     return episode_batch(tokenizer, episode(corpus, rng, MESSAGES), rng)
 
 
@@ -192,10 +246,10 @@ def new_optimizer(model: Gemma3ForCausalLM, peak: float) -> torch.optim.AdamW:
 
 
 def train_step(
-    model: Gemma3ForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], lr: float
+    model: Gemma3ForCausalLM, form: Form, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], lr: float
 ) -> float:
-    """One optimizer step on the mean of the processes' losses; returns this process's own, in nats a token."""
-    loss = batch_loss(model, batch)
+    """One optimizer step on the mean of the processes' losses; returns this process's own, in nats."""
+    loss = batch_loss(model, form, batch)
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     joined = parameters_to_vector(gradients) / distributed.get_world_size()

@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from router.embedded.corpus import Corpus
 from router.examples import DECLINE
 from router.functiongemma import (
     BOS,
@@ -28,6 +29,21 @@ FORMAT = (
     "type:},items:{type:INTEGER},properties:BOOLEAN,nested:{type:NUMBER,ARRAY}},required:[,],type:OBJECT}}"
 )
 """The fixed words of prompts, which stand in every one, most without a blank in front: each should be one token."""
+
+
+def tokenizer_texts(corpus: Corpus) -> list[str]:
+    """What the tokenizer learns its word parts from: every utterance, also in lower case, and every declaration."""
+    texts = []
+    for tool in corpus.tools:
+        texts += [tool.agent.name, tool.agent.description]
+        for name, parameter in tool.agent.parameters.items():
+            texts += [name, parameter.description, *parameter.enum]
+        for utterance in tool.utterances:
+            # Topics stand in declarations and calls without a blank before them: as often as in the messages' text.
+            texts += [utterance.text, utterance.text.lower(), *utterance.filed, *utterance.topics]
+    for desk in corpus.desks.values():
+        texts += [*desk.names, *desk.descriptions]
+    return texts
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
